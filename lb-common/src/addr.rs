@@ -1,0 +1,132 @@
+//! IP addresses as they stand in the maps: bytes in network order, aligned so that the compiler copies whole
+//! words (the BPF target splits unaligned copies into single bytes).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::pod;
+
+/// An IPv4 address, network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct Addr4 {
+    /// The four bytes as they are on the wire.
+    pub bytes: [u8; 4],
+}
+
+/// An IPv6 address, network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct Addr6 {
+    /// The sixteen bytes as they are on the wire.
+    pub bytes: [u8; 16],
+}
+
+pod!(Addr4, Addr6);
+
+/// What the packet path needs of an address, whichever family it is of.
+pub trait Address: Copy + PartialEq {
+    /// The IP version: 4 or 6.
+    const VERSION: u8;
+
+    /// The address in the form the family-neutral maps hold: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+    fn widen(self) -> Addr6;
+
+    /// The inverse of [`Address::widen`]; of an address of the other family it takes the last bytes.
+    fn narrow(wide: Addr6) -> Self;
+
+    /// The address as 32-bit words for hashing; unused words are zero.
+    fn words(self) -> [u32; 4];
+}
+
+impl Address for Addr4 {
+    const VERSION: u8 = 4;
+
+    #[inline(always)]
+    fn widen(self) -> Addr6 {
+        let [a, b, c, d] = self.bytes;
+        Addr6 { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+    }
+
+    #[inline(always)]
+    fn narrow(wide: Addr6) -> Self {
+        let [.., a, b, c, d] = wide.bytes;
+        Self { bytes: [a, b, c, d] }
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        [u32::from_ne_bytes(self.bytes), 0, 0, 0]
+    }
+}
+
+impl Address for Addr6 {
+    const VERSION: u8 = 6;
+
+    #[inline(always)]
+    fn widen(self) -> Addr6 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(wide: Addr6) -> Self {
+        wide
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.bytes;
+        [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ]
+    }
+}
+
+impl From<Ipv4Addr> for Addr4 {
+    fn from(address: Ipv4Addr) -> Self {
+        Self { bytes: address.octets() }
+    }
+}
+
+impl From<Ipv6Addr> for Addr6 {
+    fn from(address: Ipv6Addr) -> Self {
+        Self { bytes: address.octets() }
+    }
+}
+
+impl From<IpAddr> for Addr6 {
+    /// The family-neutral form: IPv4 becomes IPv4-mapped.
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Addr4::from(v4).widen(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl From<Addr4> for IpAddr {
+    fn from(address: Addr4) -> Self {
+        Ipv4Addr::from(address.bytes).into()
+    }
+}
+
+impl From<Addr6> for IpAddr {
+    /// IPv4-mapped addresses come back as IPv4.
+    fn from(address: Addr6) -> Self {
+        Ipv6Addr::from(address.bytes).to_canonical()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_survives_the_family_neutral_form() {
+        let address = Addr4::from(Ipv4Addr::new(10, 0, 1, 100));
+        assert_eq!(Addr4::narrow(address.widen()), address);
+        assert_eq!(IpAddr::from(address.widen()), IpAddr::from(address));
+    }
+}

@@ -1,0 +1,128 @@
+//! A flow: two linked entries of `connections_v4` or `connections_v6`, one for each direction.
+//!
+//! Why two entries and not one record: a packet of either direction then needs exactly one lookup, which is
+//! what an established packet costs. The key is the tuple as it arrives, the value is the whole answer. The two
+//! halves need no pointers to find each other: the translated tuple of one half, turned round, is the key of
+//! the other ([`Flow::other_half`]). The reply half is inserted first and only if absent, which claims the
+//! SNAT port; it is removed last, which releases it.
+
+use crate::{Address, NextHop, PROTO_TCP, pod};
+
+/// Key of the connection maps: the 5-tuple of a packet as it arrives, before translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port, host order.
+    pub source_port: u16,
+    /// Destination port, host order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Padding, always zero.
+    pub _pad: [u8; 3],
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The tuple of the packets that answer this one.
+    #[inline(always)]
+    pub fn reversed(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            ..self
+        }
+    }
+}
+
+/// Value of the connection maps: what happens to a packet with this key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Source address after translation.
+    pub source: A,
+    /// Destination address after translation.
+    pub destination: A,
+    /// Source port after translation, host order.
+    pub source_port: u16,
+    /// Destination port after translation, host order.
+    pub destination_port: u16,
+    /// Difference the translation makes to the IPv4 header checksum (RFC 1624); 0 for IPv6.
+    pub ip_difference: u16,
+    /// Difference it makes to the TCP or UDP checksum, pseudo-header included (RFC 1624).
+    pub l4_difference: u16,
+    /// Id of the backend.
+    pub backend: u32,
+    /// Id of the listener.
+    pub listener: u32,
+    /// The way back to the client: learnt from the link-layer source of its packets.
+    pub client: NextHop,
+    /// When the flow was made, in ticks (the low 32 bits of the kernel's jiffies).
+    pub created: u32,
+    /// When a packet last passed this half, in ticks; written at most once in `Settings::refresh_ticks`.
+    pub last_seen: u32,
+    /// [`Flow::TO_BACKEND`] or [`Flow::TO_CLIENT`].
+    pub direction: u8,
+    /// What this direction has shown so far: bits of [`Flow::SYN`] and so on.
+    pub seen: u8,
+    /// Padding.
+    pub _pad: [u8; 6],
+}
+
+impl<A> Flow<A> {
+    /// Direction of packets from the client.
+    pub const TO_BACKEND: u8 = 0;
+    /// Direction of the answers.
+    pub const TO_CLIENT: u8 = 1;
+
+    /// A TCP SYN.
+    pub const SYN: u8 = 1 << 0;
+    /// A TCP packet after the handshake (client: an ACK without SYN), or any UDP datagram.
+    pub const ESTABLISHED: u8 = 1 << 1;
+    /// A TCP FIN.
+    pub const FIN: u8 = 1 << 2;
+    /// A TCP RST.
+    pub const RST: u8 = 1 << 3;
+}
+
+impl<A: Address> Flow<A> {
+    /// Key of the other half: the translated tuple, turned round.
+    #[inline(always)]
+    pub fn other_half(&self, protocol: u8) -> FlowKey<A> {
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol,
+            _pad: [0; 3],
+        }
+    }
+}
+
+/// Whether the two directions have closed the connection: both have sent FIN, or either has sent RST.
+#[inline(always)]
+pub const fn is_closing(seen: u8, seen_by_other: u8) -> bool {
+    const FIN: u8 = Flow::<crate::Addr4>::FIN;
+    const RST: u8 = Flow::<crate::Addr4>::RST;
+    (seen & seen_by_other & FIN != 0) || ((seen | seen_by_other) & RST != 0)
+}
+
+/// Whether a flow waits for the client's first ACK: `seen` is that of the half to the backend.
+#[inline(always)]
+pub const fn is_half_open(protocol: u8, seen: u8) -> bool {
+    protocol == PROTO_TCP && seen & Flow::<crate::Addr4>::ESTABLISHED == 0
+}
+
+pod!(FlowKey<crate::Addr4>, FlowKey<crate::Addr6>, Flow<crate::Addr4>, Flow<crate::Addr6>);
+
+const _: () = assert!(size_of::<FlowKey<crate::Addr4>>() == 16);
+const _: () = assert!(size_of::<FlowKey<crate::Addr6>>() == 40);
+// One cache line for everything an established IPv4 packet needs of its flow.
+const _: () = assert!(size_of::<Flow<crate::Addr4>>() == 56);
+const _: () = assert!(size_of::<Flow<crate::Addr6>>() == 80);

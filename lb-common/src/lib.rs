@@ -1,0 +1,76 @@
+//! What the XDP program and the controller share: the layout of every map, the reasons a packet can be
+//! dropped for, and the hash that spreads flows. A layout is written down here once and nowhere else.
+//!
+//! All structs are `repr(C)` without implicit padding, so that equal keys are equal bytes and `bpftool map
+//! dump` (through BTF) shows each field by name. Addresses are bytes in network order; ports and counters are
+//! plain integers in host order, which is what `bpftool` prints readably. No `bool`, `Option` or Rust enum
+//! appears in a shared struct: a map may hold any bit pattern.
+
+#![no_std]
+
+pub mod addr;
+pub mod backend;
+pub mod counters;
+pub mod flow;
+pub mod hash;
+pub mod listener;
+pub mod reason;
+pub mod settings;
+
+pub use addr::{Addr4, Addr6, Address};
+pub use backend::{Backend, NextHop};
+pub use counters::{Counters, Traffic};
+pub use flow::{Flow, FlowKey};
+pub use listener::{Listener, ListenerKey};
+pub use reason::{Drops, Reason};
+pub use settings::Settings;
+
+/// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
+/// carry another one. Raise it with every change of a layout or of a field's meaning.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
+/// the old ones have drained.
+pub const MAX_BACKENDS: u32 = 32_768;
+
+/// Slots for listeners in the per-listener counters, and promised number of listeners.
+pub const MAX_LISTENERS: u32 = 4_096;
+
+/// Entries in the map `listeners`: a `tcp_and_udp` listener takes two.
+pub const MAX_LISTENER_KEYS: u32 = 2 * MAX_LISTENERS;
+
+/// Slots in the maps `backend_sets` and `maglev`.
+pub const MAX_SETS: u32 = 4_096;
+
+/// Slots in each of `snat_addresses_v4` and `snat_addresses_v6`.
+pub const MAX_SNAT_ADDRESSES: u32 = 64;
+
+/// Counters that hand out SNAT ports, each shared by the destinations that hash to it (power of two).
+pub const SNAT_CURSORS: u32 = 4_096;
+
+/// Slots of one Maglev lookup table: a prime at least 100 times the backends of a large set (Eisenbud et al.,
+/// NSDI 2016, section 5.3), so that shares differ by less than 1 % and a removal moves few other keys.
+pub const MAGLEV_SIZE: usize = 65_537;
+
+/// A slot of a Maglev table that names no backend.
+pub const NO_BACKEND: u32 = u32::MAX;
+
+/// One whole Maglev table: the index into `backends` for each slot. It is the single value of an inner map, so
+/// that a table is replaced by one update of the outer map and no packet sees half of one.
+pub type MaglevTable = [u32; MAGLEV_SIZE];
+
+/// IP protocol number of TCP (RFC 9293).
+pub const PROTO_TCP: u8 = 6;
+/// IP protocol number of UDP (RFC 768).
+pub const PROTO_UDP: u8 = 17;
+
+/// Implements aya's `Pod` for shared structs when user space is built.
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => {$(
+        #[cfg(feature = "user")]
+        // SAFETY: the type is repr(C), Copy, has no padding (asserted by its size below its definition), no
+        // references and no invalid bit patterns.
+        unsafe impl aya::Pod for $name {}
+    )+};
+}
+pub(crate) use pod;

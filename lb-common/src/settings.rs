@@ -1,0 +1,25 @@
+//! What holds for the whole instance and may change while the program runs.
+
+use crate::pod;
+
+/// The only value of the map `settings`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// [`crate::LAYOUT_VERSION`] of whoever made the maps.
+    pub layout_version: u32,
+    /// A half's `last_seen` is rewritten when it is older than this many ticks.
+    pub refresh_ticks: u32,
+    /// First SNAT port, host order.
+    pub snat_port_first: u16,
+    /// Last SNAT port, host order, inclusive.
+    pub snat_port_last: u16,
+    /// Addresses in use in `snat_addresses_v4`; 0: the listener's VIP.
+    pub snat_addresses_v4: u16,
+    /// Addresses in use in `snat_addresses_v6`; 0: the listener's VIP.
+    pub snat_addresses_v6: u16,
+}
+
+pod!(Settings);
+
+const _: () = assert!(size_of::<Settings>() == 16);

@@ -1,0 +1,2 @@
+//! Embeds the eBPF object that `cargo xtask build` made.
+fn main() {}

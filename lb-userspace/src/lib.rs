@@ -1,0 +1,5 @@
+//! The controller of `lb`. Data flows one way: configuration → desired state → maps, and packets → counters →
+//! status.
+
+pub mod config;
+pub mod health;

@@ -1,0 +1,1 @@
+//! The harnesses of the packet tests and of the end-to-end tests.
