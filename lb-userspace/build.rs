@@ -1,2 +1,5 @@
-//! Embeds the eBPF object that `cargo xtask build` made.
-fn main() {}
+//! Embeds the eBPF object: the library finds its path in `env!("LB_EBPF_OBJECT")`.
+
+fn main() -> anyhow::Result<()> {
+    xtask::ebpf::embed()
+}

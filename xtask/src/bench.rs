@@ -1,0 +1,19 @@
+//! `cargo xtask bench`.
+
+use anyhow::Result;
+use xtask::{command, ebpf, target_dir};
+
+use crate::{
+    build,
+    setup::{self, Group},
+};
+
+/// Runs the optimised binary `bench` of the tests crate; the arguments are its.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    setup::require_root("bench", "loads programs into the kernel")?;
+    setup::ensure(&[Group::Build])?;
+    let object = ebpf::build("bench")?;
+    build::lb(true)?;
+    let mut bench = std::process::Command::new(target_dir().join("release/bench"));
+    command::run(bench.args(arguments).env("LB_BENCH_OBJECT", object))
+}

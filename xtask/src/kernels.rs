@@ -1,0 +1,19 @@
+//! `cargo xtask kernels`.
+
+use anyhow::Result;
+use xtask::{cargo::cargo, command};
+
+use crate::{
+    build,
+    setup::{self, Group},
+};
+
+/// Runs the test `kernels` alone, with what the virtual machines print.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    setup::require_root("kernels", "loads the program into the running kernel too")?;
+    setup::ensure(&[Group::Build, Group::Kernels])?;
+    let lb = build::lb(false)?;
+    command::run(
+        cargo().args(["test", "--test", "kernels", "--", "--nocapture"]).args(arguments).env("LB_BIN", lb),
+    )
+}

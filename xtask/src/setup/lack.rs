@@ -1,0 +1,146 @@
+//! Finding out what is missing. Programs are looked for by name, so that one that came another way than from a
+//! package counts.
+
+use std::{fmt, path::PathBuf, process::Command};
+
+use anyhow::Result;
+use xtask::{
+    command::{find_program, probe},
+    toolchain::{self, Toolchain},
+    workspace,
+};
+
+use super::Group;
+
+/// A program and the Debian package it is in.
+type Tool = (&'static str, &'static str);
+
+const TEST_TOOLS: &[Tool] = &[
+    ("bpftool", "bpftool"),
+    ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nc.openbsd", "netcat-openbsd"),
+    ("nft", "nftables"),
+    ("nginx", "nginx-light"),
+    ("ping", "iputils-ping"),
+    ("tracepath", "iputils-tracepath"),
+];
+
+const KERNEL_TOOLS: &[Tool] = &[
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("modprobe", "kmod"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+];
+
+/// Debian's newest Rust: compiler, cargo and sources come from one source package and so always match.
+const DEBIAN_RUST: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
+/// What bpf-linker is compiled with.
+const BPF_LINKER_LIBRARIES: &[&str] = &["llvm-22-dev", "g++", "libc6-dev", "libzstd-dev", "zlib1g-dev"];
+
+/// Kernels that the program is tested on besides the running one.
+const KERNELS: &[&str] = &["6.1", "6.12"];
+
+/// What is missing.
+#[derive(Debug, Default)]
+pub(super) struct Lack {
+    /// Debian packages.
+    pub(super) packages: Vec<&'static str>,
+    /// bpf-linker.
+    pub(super) bpf_linker: bool,
+    /// Kernels to boot in a virtual machine.
+    pub(super) kernels: Vec<&'static str>,
+    /// The eBPF toolchain that is there, and the major version of its LLVM.
+    toolchain: Option<(String, u32)>,
+}
+
+impl Lack {
+    /// What these groups need and the machine lacks. Takes well under a second.
+    pub(super) fn of(groups: &[Group]) -> Result<Self> {
+        let mut lack = Self::default();
+        for group in groups {
+            match group {
+                Group::Build => lack.look_for_build_tools()?,
+                Group::Test => lack.look_for(TEST_TOOLS),
+                Group::Kernels => lack.look_for_kernels(),
+            }
+        }
+        Ok(lack)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.packages.is_empty() && !self.bpf_linker && self.kernels.is_empty()
+    }
+
+    /// Major version of the LLVM in the eBPF toolchain that is there.
+    pub(super) fn llvm(&self) -> Option<u32> {
+        self.toolchain.as_ref().map(|(_, llvm)| *llvm)
+    }
+
+    fn look_for_build_tools(&mut self) -> Result<()> {
+        match Toolchain::find() {
+            Ok(toolchain) => self.toolchain = Some((toolchain.name, toolchain.llvm)),
+            // Installing another toolchain than the one that was asked for would not help.
+            Err(error) if std::env::var_os(toolchain::OVERRIDE).is_some() => return Err(error),
+            Err(_) => self.packages.extend(DEBIAN_RUST),
+        }
+        self.bpf_linker = toolchain::find_bpf_linker().is_none();
+        if self.bpf_linker {
+            self.packages.extend(BPF_LINKER_LIBRARIES.iter().filter(|package| !is_installed(package)));
+        }
+        Ok(())
+    }
+
+    fn look_for(&mut self, tools: &[Tool]) {
+        let missing = tools.iter().filter(|(program, _)| find_program(program).is_none());
+        self.packages.extend(missing.map(|(_, package)| package));
+    }
+
+    fn look_for_kernels(&mut self) {
+        self.look_for(KERNEL_TOOLS);
+        self.kernels = KERNELS.iter().copied().filter(|version| !kernel_is_here(version)).collect();
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "setup: nothing is missing");
+        }
+        if let Some((name, llvm)) = &self.toolchain {
+            writeln!(f, "setup: {name} (LLVM {llvm}) will compile the eBPF program")?;
+        }
+        if !self.packages.is_empty() {
+            writeln!(f, "setup: missing packages: {}", self.packages.join(" "))?;
+        }
+        if self.bpf_linker {
+            writeln!(f, "setup: missing program: bpf-linker")?;
+        }
+        if !self.kernels.is_empty() {
+            writeln!(f, "setup: missing kernels for virtual machines: {}", self.kernels.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+/// The script that downloads kernels.
+pub(super) fn fetch_script() -> PathBuf {
+    workspace().join("tests/kernels/fetch")
+}
+
+fn kernel_is_here(version: &str) -> bool {
+    probe(Command::new(fetch_script()).args(["--check", version])).is_some()
+}
+
+fn is_installed(package: &str) -> bool {
+    let status =
+        probe(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]));
+    status.as_deref() == Some("installed")
+}
