@@ -8,8 +8,8 @@ use crate::pod;
 pub struct Settings {
     /// [`crate::LAYOUT_VERSION`] of whoever made the maps.
     pub layout_version: u32,
-    /// A half's `last_seen` is rewritten when it is older than this many ticks.
-    pub refresh_ticks: u32,
+    /// Ticks in a second: the unit of `created` and `last_seen` of a flow (the kernel's HZ).
+    pub ticks_per_second: u32,
     /// First SNAT port, host order.
     pub snat_port_first: u16,
     /// Last SNAT port, host order, inclusive.

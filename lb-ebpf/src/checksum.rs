@@ -1,0 +1,137 @@
+//! Internet checksums by difference (RFC 1071, RFC 1624).
+//!
+//! All words are summed in the byte order of the machine: the ones' complement sum does not care, as long as
+//! the bytes are never swapped (RFC 1071, 2(B)). A translation changes the same words of every packet of a
+//! flow, so their part of the sum, the *difference*, is computed once and stored in the flow.
+
+use lb_common::Address;
+
+/// What decrementing TTL adds to the sum of an IPv4 header: `~m + m'` for the word that begins with TTL.
+pub(crate) const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
+
+/// Sum of ones' complement terms, not yet folded.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sum(u32);
+
+impl Sum {
+    /// Counts a 16-bit word that changes from `old` to `new`.
+    #[inline(always)]
+    pub(crate) const fn word(self, old: u16, new: u16) -> Self {
+        Self(self.0 + (!old as u32) + new as u32)
+    }
+
+    /// Counts an address that changes.
+    #[inline(always)]
+    pub(crate) fn address<A: Address>(self, old: A, new: A) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (old.words(), new.words());
+        let sum = self.double_word(a, e);
+        if A::VERSION == 4 { sum } else { sum.double_word(b, f).double_word(c, g).double_word(d, h) }
+    }
+
+    #[inline(always)]
+    const fn double_word(self, old: u32, new: u32) -> Self {
+        self.word(old as u16, new as u16).word((old >> 16) as u16, (new >> 16) as u16)
+    }
+
+    /// Folds the carries.
+    #[inline(always)]
+    pub(crate) const fn fold(self) -> u16 {
+        let sum = (self.0 & 0xffff) + (self.0 >> 16);
+        (sum + (sum >> 16)) as u16
+    }
+}
+
+/// A checksum after its data changed by `difference` (RFC 1624, equation 3).
+#[inline(always)]
+pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
+    !Sum((!checksum) as u32 + difference as u32).fold()
+}
+
+/// A UDP checksum after a change: one that comes out as zero is sent as its other representation, since zero
+/// means that there is none (RFC 768).
+#[inline(always)]
+pub(crate) const fn apply_udp(checksum: u16, difference: u16) -> u16 {
+    match apply(checksum, difference) {
+        0 => 0xffff,
+        checksum => checksum,
+    }
+}
+
+/// The difference of the opposite change: what a flow's answers need.
+#[inline(always)]
+pub(crate) const fn inverse(difference: u16) -> u16 {
+    !difference
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::{Addr4, Addr6};
+
+    /// The definition (RFC 1071): the complement of the folded sum of all words.
+    fn full(bytes: &[u8]) -> u16 {
+        let mut sum =
+            bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum::<u32>();
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    /// A small generator, so that the test sees the same inputs each time.
+    fn bytes<const N: usize>(seed: &mut u64) -> [u8; N] {
+        core::array::from_fn(|_| {
+            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (*seed >> 56) as u8
+        })
+    }
+
+    #[test]
+    fn a_difference_gives_what_a_full_computation_gives() {
+        let mut seed = 1;
+        for _ in 0..100_000 {
+            let mut header: [u8; 20] = bytes(&mut seed);
+            let before = full(&header);
+            let new: [u8; 8] = bytes(&mut seed);
+            let [a, b, c, d, e, f, g, h] = new;
+            let address = |at: usize| Addr4 { bytes: core::array::from_fn(|i| header[at + i]) };
+            let difference = Sum::default()
+                .address(address(12), Addr4 { bytes: [a, b, c, d] })
+                .address(address(16), Addr4 { bytes: [e, f, g, h] })
+                .fold();
+            let old = header;
+            header[12..].copy_from_slice(&new);
+            assert_eq!(apply(before, difference), full(&header));
+            assert_eq!(apply(full(&header), inverse(difference)), full(&old));
+        }
+    }
+
+    #[test]
+    fn a_difference_of_ipv6_addresses_covers_all_their_words() {
+        let mut seed = 7;
+        for _ in 0..10_000 {
+            let (old, new): ([u8; 16], [u8; 16]) = (bytes(&mut seed), bytes(&mut seed));
+            let difference = Sum::default().address(Addr6 { bytes: old }, Addr6 { bytes: new }).fold();
+            assert_eq!(apply(full(&old), difference), full(&new));
+        }
+    }
+
+    #[test]
+    fn decrementing_ttl() {
+        let mut header =
+            [0x45, 0, 0, 60, 0x1c, 0x46, 0x40, 0, 0x40, 6, 0, 0, 172, 16, 10, 99, 172, 16, 10, 12];
+        let before = full(&header);
+        header[8] -= 1;
+        assert_eq!(apply(before, TTL_DECREMENT), full(&header));
+    }
+
+    #[test]
+    fn udp_never_says_that_it_has_no_checksum() {
+        // The sum of 0x1234 and its complement is all ones, whose checksum is zero.
+        let difference = Sum::default().word(0x1234, !0x1234).fold();
+        let checksum = full(&[0x34u8, 0x12, 0x34, 0x12].map(|byte| byte));
+        let changed = apply(checksum, difference);
+        assert_eq!(changed, 0);
+        assert_eq!(apply_udp(checksum, difference), 0xffff);
+    }
+}

@@ -1,0 +1,80 @@
+//! Second step for a packet without a flow: which listener is it for, and which backend gets it?
+
+use lb_common::{Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
+
+use crate::Stop;
+use crate::family::Family;
+use crate::maps::{BACKENDS, LISTENERS, MAGLEV};
+use crate::parse::Packet;
+use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
+
+/// Who takes a new flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    pub(crate) listener: &'a Listener,
+    pub(crate) backend_id: u32,
+    pub(crate) backend: &'a Backend,
+}
+
+/// Chooses a backend from the rotation of the listener's set, or says why there is none.
+#[inline(always)]
+pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
+    let key = &packet.key;
+    let listener =
+        find_listener(key.destination, key.destination_port, key.protocol).ok_or(Stop::ToKernel)?;
+    let drop = |reason| Stop::Drop(reason, Some(listener.id));
+    if !packet.is_sound || !may_begin(packet) {
+        return Err(drop(Reason::Malformed));
+    }
+    if packet.is_fragment {
+        return Err(drop(Reason::Fragment));
+    }
+    if is_untracked(packet, listener) {
+        return Err(drop(Reason::Untracked));
+    }
+    let slot = hash::maglev_slot(key, listener.policy);
+    let backend_id = table_entry(listener.set, slot).ok_or(drop(Reason::NoBackend))?;
+    let backend = BACKENDS.get(backend_id).ok_or(drop(Reason::NoBackend))?;
+    if !backend.next_hop.is_resolved() {
+        return Err(drop(Reason::NextHopUnresolved));
+    }
+    Ok(Choice { listener, backend_id, backend })
+}
+
+/// The listener for an address, port and protocol.
+#[inline(always)]
+pub(crate) fn find_listener<'a, A: Address>(address: A, port: u16, protocol: u8) -> Option<&'a Listener> {
+    let key = ListenerKey { address: address.widen(), port, protocol, _pad: 0 };
+    // SAFETY: the map is preallocated and only the controller writes it; an entry replaced meanwhile is read
+    // as the old listener or the new one, and both were valid.
+    unsafe { LISTENERS.get(&key) }
+}
+
+/// The backend id in a slot of a set's table.
+#[inline(always)]
+fn table_entry(set: u32, slot: u32) -> Option<u32> {
+    let table = MAGLEV.get_value(set, &0)?;
+    // The verifier must see the bound that `slot_of` guarantees.
+    let slot = core::hint::black_box(slot) as usize;
+    match *table.get(slot)? {
+        NO_BACKEND => None,
+        id => Some(id),
+    }
+}
+
+/// Whether ports and flags are ones a flow can begin with: RFC 9293 knows no SYN together with FIN or RST, and
+/// port 0 is reserved (RFC 6335, 6).
+#[inline(always)]
+fn may_begin<A: Address>(packet: &Packet<A>) -> bool {
+    let impossible = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0;
+    packet.key.source_port != 0 && !impossible
+}
+
+/// Whether it is TCP from the middle of a connection that the listener does not pick up. A RST never begins a
+/// flow: there is nothing left to pick up.
+#[inline(always)]
+fn is_untracked<A: Address>(packet: &Packet<A>, listener: &Listener) -> bool {
+    packet.key.protocol == PROTO_TCP
+        && !packet.is_syn()
+        && (listener.on_untracked_tcp == Listener::DROP || packet.tcp_flags & TCP_RST != 0)
+}

@@ -1,0 +1,58 @@
+//! Counters: per-CPU, so plain additions without atomics.
+
+use lb_common::{Address, Counters, Flow, Reason};
+
+use crate::maps::{BACKEND_COUNTERS, DROPS, LISTENER_COUNTERS};
+use crate::parse::Packet;
+
+/// Counts a packet that travels on, for its listener and its backend.
+#[inline(always)]
+pub(crate) fn packet<A: Address>(flow: &Flow<A>, packet: &Packet<A>) {
+    let bytes = u64::from(packet.length);
+    for counters in [LISTENER_COUNTERS.get_ptr_mut(flow.listener), BACKEND_COUNTERS.get_ptr_mut(flow.backend)]
+    {
+        let Some(counters) = counters else { continue };
+        // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU.
+        let Counters { to_backend, to_client, .. } = unsafe { &mut *counters };
+        let traffic = if flow.direction == Flow::<A>::TO_BACKEND { to_backend } else { to_client };
+        traffic.packets += 1;
+        traffic.bytes += bytes;
+    }
+}
+
+/// Counts a new flow.
+#[inline(always)]
+pub(crate) fn new_flow(listener: u32, backend: u32) {
+    for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
+        // SAFETY: as in `packet`.
+        if let Some(counters) = counters.map(|counters| unsafe { &mut *counters }) {
+            counters.new_flows += 1;
+        }
+    }
+}
+
+/// Counts a connection that the backend refused.
+#[inline(always)]
+pub(crate) fn refused(listener: u32, backend: u32) {
+    for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
+        // SAFETY: as in `packet`.
+        if let Some(counters) = counters.map(|counters| unsafe { &mut *counters }) {
+            counters.refused += 1;
+        }
+    }
+}
+
+/// Counts a dropped packet under its reason, for its listener where one is known.
+#[inline(always)]
+pub(crate) fn drop(reason: Reason, listener: Option<u32>) {
+    let index = listener.map_or(0, |id| id + 1);
+    let Some(drops) = DROPS.get_ptr_mut(index) else { return };
+    // The verifier does not know that a `Reason` is one of those declared.
+    let number = core::hint::black_box(reason as usize);
+    if number >= Reason::ALL.len() {
+        return;
+    }
+    // SAFETY: `Drops` is one u64 for each reason, in the order of their numbers (asserted beside it), and the
+    // slot belongs to this CPU.
+    unsafe { *drops.cast::<u64>().add(number) += 1 };
+}

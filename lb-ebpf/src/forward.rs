@@ -1,0 +1,27 @@
+//! Last step: out to the next hop, whose addresses are at hand; nothing is looked up here.
+
+use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::helpers::bpf_redirect;
+use lb_common::NextHop;
+
+use crate::Stop;
+use crate::frame::Frame;
+use crate::wire::Ethernet;
+
+/// Sends the frame to its next hop: back out of the interface it came in through, or through another one.
+#[inline(always)]
+pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Result<u32, Stop> {
+    let ethernet: &mut Ethernet = frame.at_mut(0).ok_or(Stop::ToKernel)?;
+    ethernet.destination = words(next_hop.peer);
+    ethernet.source = words(next_hop.local);
+    if next_hop.ifindex == frame.ingress() {
+        return Ok(XDP_TX);
+    }
+    // SAFETY: the helper only notes where the frame is to go.
+    Ok(unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32)
+}
+
+#[inline(always)]
+fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
+    [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes)
+}

@@ -1,0 +1,85 @@
+//! The frame under way: the only place that turns packet memory into references.
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
+use lb_common::NextHop;
+
+use crate::wire::{Ethernet, Wire};
+
+/// A frame that XDP handed to the program.
+pub(crate) struct Frame {
+    ctx: *mut xdp_md,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub(crate) const fn new(ctx: *mut xdp_md) -> Self {
+        Self { ctx }
+    }
+
+    /// The header at `offset`, if the linear part of the frame reaches that far.
+    #[inline(always)]
+    pub(crate) fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: `pointer` returns an address whose `size_of::<T>()` bytes lie inside the frame; `T` is valid
+        // for every bit pattern and its alignment of at most 2 holds at the even offsets of headers. The
+        // borrow of `self` keeps `at_mut` from handing out the same bytes.
+        self.pointer(offset).map(|header| unsafe { &*header })
+    }
+
+    /// The header at `offset`, to be rewritten.
+    #[inline(always)]
+    pub(crate) fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as in `at`; the exclusive borrow of `self` makes this the only reference.
+        self.pointer(offset).map(|header| unsafe { &mut *header })
+    }
+
+    #[inline(always)]
+    fn pointer<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        // SAFETY: the kernel passes a valid context, and it outlives the program's run.
+        let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        let header = data + offset;
+        if header + size_of::<T>() > data_end {
+            return None;
+        }
+        Some(header as *mut T)
+    }
+
+    /// Type field of the Ethernet header, network order.
+    #[inline(always)]
+    pub(crate) fn ether_type(&self) -> Option<u16> {
+        self.at::<Ethernet>(0).map(|ethernet| ethernet.ether_type)
+    }
+
+    /// Whether the frame holds `length` bytes, counting those beyond the linear part.
+    #[inline(always)]
+    pub(crate) fn holds(&self, length: usize) -> bool {
+        // SAFETY: as in `pointer`.
+        let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        // SAFETY: the helper reads the context only (kernel 5.18).
+        data + length <= data_end || unsafe { bpf_xdp_get_buff_len(self.ctx) } >= length as u64
+    }
+
+    /// Index of the interface it came in through.
+    #[inline(always)]
+    pub(crate) fn ingress(&self) -> u32 {
+        // SAFETY: as in `pointer`.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    /// The way back to whoever sent this frame on its link.
+    #[inline(always)]
+    pub(crate) fn sender(&self) -> Option<NextHop> {
+        let ethernet = self.at::<Ethernet>(0)?;
+        Some(NextHop {
+            ifindex: self.ingress(),
+            peer: mac(ethernet.source),
+            local: mac(ethernet.destination),
+        })
+    }
+}
+
+#[inline(always)]
+fn mac(words: [u16; 3]) -> [u8; 6] {
+    let [[a, b], [c, d], [e, f]] = words.map(u16::to_ne_bytes);
+    [a, b, c, d, e, f]
+}

@@ -1,0 +1,93 @@
+//! Every map: who writes it, who reads it. The controller pins them under their names in lower case; sizes
+//! given by the configuration replace those written here when the program is loaded.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use lb_common::listener::SetName;
+use lb_common::{
+    Addr4, Addr6, Backend, Counters, Drops, Flow, FlowKey, Listener, ListenerKey, MAX_BACKENDS,
+    MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MaglevTable, SNAT_CURSORS, Settings,
+};
+
+/// Ticks (jiffies) in a second. Read-only data, so the compiler of the kernel folds it.
+#[unsafe(no_mangle)]
+pub(crate) static TICKS_PER_SECOND: Global<u32> = Global::new(250);
+
+/// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
+const CONNECTION_HALVES: usize = 2 << 20;
+
+/// A connection map. Entries are allocated as they come: an idle balancer holds no memory for a million flows.
+pub(crate) type Connections<A> =
+    HashMap<FlowKey<A>, Flow<A>, CONNECTION_HALVES, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Flows. Written here; read and collected by the controller.
+#[btf_map(name = "connections_v4")]
+pub(crate) static CONNECTIONS_V4: Connections<Addr4> = Connections::new();
+
+/// Flows. Written here; read and collected by the controller.
+#[btf_map(name = "connections_v6")]
+pub(crate) static CONNECTIONS_V6: Connections<Addr6> = Connections::new();
+
+/// Listeners. Written by the controller; read here for packets without a flow.
+#[btf_map(name = "listeners")]
+pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, { MAX_LISTENER_KEYS as usize }> = HashMap::new();
+
+/// Backends by id. Written by the controller; read here for each packet to a backend.
+#[btf_map(name = "backends")]
+pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+
+/// Names of the sets by id. Written and read by the controller.
+#[btf_map(name = "backend_sets")]
+pub(crate) static BACKEND_SETS: Array<SetName, { MAX_SETS as usize }> = Array::new();
+
+/// The Maglev table of each set, replaced whole. Written by the controller; read here for new flows.
+#[btf_map(name = "maglev")]
+pub(crate) static MAGLEV: ArrayOfMaps<Array<MaglevTable, 1>, { MAX_SETS as usize }> = ArrayOfMaps::new();
+
+/// The only value: what holds for the instance. Written by the controller; read here for new flows.
+#[btf_map(name = "settings")]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// SNAT addresses. Written by the controller; read here for new flows.
+#[btf_map(name = "snat_addresses_v4")]
+pub(crate) static SNAT_ADDRESSES_V4: Array<Addr4, { MAX_SNAT_ADDRESSES as usize }> = Array::new();
+
+/// SNAT addresses. Written by the controller; read here for new flows.
+#[btf_map(name = "snat_addresses_v6")]
+pub(crate) static SNAT_ADDRESSES_V6: Array<Addr6, { MAX_SNAT_ADDRESSES as usize }> = Array::new();
+
+/// Where the search for a free SNAT port goes on, for each group of destinations. Written and read here.
+#[btf_map(name = "snat_cursors")]
+pub(crate) static SNAT_CURSOR: Array<u64, { SNAT_CURSORS as usize }> = Array::new();
+
+/// Traffic by listener id. Written here; read by the controller.
+#[btf_map(name = "listener_counters")]
+pub(crate) static LISTENER_COUNTERS: PerCpuArray<Counters, { MAX_LISTENERS as usize }> = PerCpuArray::new();
+
+/// Traffic by backend id. Written here; read by the controller.
+#[btf_map(name = "backend_counters")]
+pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+
+/// Drops by reason: index 0 without a listener, then by listener id. Written here; read by the controller.
+#[btf_map(name = "drops")]
+pub(crate) static DROPS: PerCpuArray<Drops, { MAX_LISTENERS as usize + 1 }> = PerCpuArray::new();
+
+/// A flow in the making. It lives in a map because both halves and their keys do not fit the 512 bytes of stack.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Opening<A> {
+    /// Key of the answers: the claim on a SNAT port.
+    pub(crate) answers: FlowKey<A>,
+    /// The half to insert.
+    pub(crate) half: Flow<A>,
+}
+
+/// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
+#[btf_map(name = "opening_v4")]
+pub(crate) static OPENING_V4: PerCpuArray<Opening<Addr4>, 1> = PerCpuArray::new();
+
+/// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
+#[btf_map(name = "opening_v6")]
+pub(crate) static OPENING_V6: PerCpuArray<Opening<Addr6>, 1> = PerCpuArray::new();
