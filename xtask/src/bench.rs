@@ -3,10 +3,8 @@
 use anyhow::Result;
 use xtask::{command, ebpf, target_dir};
 
-use crate::{
-    build,
-    setup::{self, Group},
-};
+use crate::build;
+use crate::setup::{self, Group};
 
 /// Runs the optimised binary `bench` of the tests crate; the arguments are its.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

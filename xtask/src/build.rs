@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use xtask::{cargo::cargo, command, ebpf, target_dir};
+use xtask::cargo::cargo;
+use xtask::{command, ebpf, target_dir};
 
 use crate::setup::{self, Group};
 

@@ -1,6 +1,8 @@
 //! Running cargo from inside cargo.
 
-use std::{env, path::Path, process::Command};
+use std::env;
+use std::path::Path;
+use std::process::Command;
 
 use crate::workspace;
 

@@ -1,11 +1,9 @@
 //! Running other programs, and saying which.
 
-use std::{
-    env,
-    fmt::Write as _,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::env;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 

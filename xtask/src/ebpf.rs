@@ -1,20 +1,15 @@
 //! Building the eBPF object.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{
-    cargo::foreign_cargo,
-    command::shell_line,
-    target_dir,
-    toolchain::{self, Toolchain},
-    workspace,
-};
+use crate::cargo::foreign_cargo;
+use crate::command::shell_line;
+use crate::toolchain::{self, Toolchain};
+use crate::{target_dir, workspace};
 
 /// The variable that names the finished object: for lb-userspace the one to embed. Set by the user it is the
 /// one to embed instead of building it, for example where no bpf-linker is to be had.

@@ -1,12 +1,11 @@
 //! `cargo xtask kernels`.
 
 use anyhow::Result;
-use xtask::{cargo::cargo, command};
+use xtask::cargo::cargo;
+use xtask::command;
 
-use crate::{
-    build,
-    setup::{self, Group},
-};
+use crate::build;
+use crate::setup::{self, Group};
 
 /// Runs the test `kernels` alone, with what the virtual machines print.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -5,11 +5,9 @@
 //! is an unstable feature; a stable compiler does it when told to with `RUSTC_BOOTSTRAP=1`, which is set for
 //! that one cargo and for nothing else.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 

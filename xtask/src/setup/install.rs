@@ -1,22 +1,16 @@
 //! Installing what is missing, saying each command.
 
-use std::{
-    fs::{self, Permissions},
-    io::ErrorKind,
-    os::unix::fs::PermissionsExt as _,
-    process::Command,
-};
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::{
-    cargo::cargo,
-    command::{self, find_program, probe, shell_line},
-};
+use xtask::cargo::cargo;
+use xtask::command::{self, find_program, probe, shell_line};
 
-use super::{
-    is_root,
-    lack::{Lack, fetch_script},
-};
+use super::is_root;
+use super::lack::{Lack, fetch_script};
 
 /// The version that was tested; 0.13 links with LLVM 22, that of rustc 1.94 to 1.97.
 const BPF_LINKER: &str = "0.13.0";

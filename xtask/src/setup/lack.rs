@@ -1,14 +1,14 @@
 //! Finding out what is missing. Programs are looked for by name, so that one that came another way than from a
 //! package counts.
 
-use std::{fmt, path::PathBuf, process::Command};
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
-use xtask::{
-    command::{find_program, probe},
-    toolchain::{self, Toolchain},
-    workspace,
-};
+use xtask::command::{find_program, probe};
+use xtask::toolchain::{self, Toolchain};
+use xtask::workspace;
 
 use super::Group;
 
