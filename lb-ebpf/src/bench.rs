@@ -1,0 +1,221 @@
+//! Programs that `cargo xtask bench` measures the packet path with (BPF_PROG_TEST_RUN).
+//!
+//! A program that rewrites its packet sees its own output when the kernel repeats it, so repeating it alone
+//! measures something else. Here `replay_v4` or `replay_v6` is what is repeated: it lays the headers of one
+//! flow after the other into the packet, calls the program to be measured, and counts its verdict. What the
+//! replay itself costs is measured by having it call `empty`, and subtracted.
+//!
+//! Beside the program of the balancer it calls `floor`, the least that any program does that sends a packet
+//! back, and `lookup`, one lookup in a hash table: the unit in which the cost of others is told.
+
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), no_main)]
+
+use core::hint::black_box;
+use core::ptr;
+
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::{Array, LruHashMap, ProgramArray};
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+
+/// Eight-byte words of the headers that are laid into the packet: 64 bytes of IPv4, 80 of IPv6.
+const WORDS_V4: usize = 8;
+const WORDS_V6: usize = 10;
+
+/// Twice the keys that are looked up in it, since an LRU map begins to evict before it is full.
+const UNIT_ENTRIES: usize = 2 << 20;
+
+/// The program to call, at index 0.
+#[btf_map(name = "target")]
+static TARGET: ProgramArray<1> = ProgramArray::new();
+
+/// The headers of flow 0. Those of flow N differ in the fields that [`Fields`] names.
+#[btf_map(name = "headers")]
+static HEADERS: Array<[u64; WORDS_V6], 1> = Array::new();
+
+/// How many flows there are, less one: a power of two less one.
+#[btf_map(name = "last_flow")]
+static LAST_FLOW: Array<u32, 1> = Array::new();
+
+/// The next flow. It is left where it is between runs, so that a run goes on where the last one ended.
+#[btf_map(name = "next_flow")]
+static NEXT_FLOW: Array<u32, 1> = Array::new();
+
+/// How often each verdict was given.
+#[btf_map(name = "verdicts")]
+static VERDICTS: Array<u64, 8> = Array::new();
+
+/// What `lookup` finds: filled with the addresses and ports of the flows.
+#[btf_map(name = "unit")]
+static UNIT: LruHashMap<[u32; 4], u64, UNIT_ENTRIES> = LruHashMap::new();
+
+/// Where in a packet the fields are that tell one flow from another, in bytes.
+struct Fields {
+    /// Last two bytes of the source address.
+    address: usize,
+    /// Source port.
+    port: usize,
+    /// Two bytes that only the IPv4 header checksum covers, to keep it the same: the identification.
+    balance_ip: Option<usize>,
+    /// Four bytes of TCP or of the payload of UDP, to keep the transport checksum the same.
+    balance_transport: usize,
+}
+
+const FIELDS_V4: Fields = Fields { address: 28, port: 34, balance_ip: Some(18), balance_transport: 42 };
+const FIELDS_V6: Fields = Fields { address: 36, port: 54, balance_ip: None, balance_transport: 62 };
+
+/// Replays IPv4 flows.
+#[xdp(frags)]
+pub fn replay_v4(ctx: XdpContext) -> u32 {
+    replay::<WORDS_V4>(&ctx, &FIELDS_V4).unwrap_or(XDP_ABORTED)
+}
+
+/// Replays IPv6 flows.
+#[xdp(frags)]
+pub fn replay_v6(ctx: XdpContext) -> u32 {
+    replay::<WORDS_V6>(&ctx, &FIELDS_V6).unwrap_or(XDP_ABORTED)
+}
+
+#[inline(always)]
+fn replay<const WORDS: usize>(ctx: &XdpContext, fields: &Fields) -> Option<u32> {
+    let flow = next_flow()?;
+    lay_headers::<WORDS>(ctx, fields, flow)?;
+    let verdict = call_target(ctx.ctx);
+    let count = VERDICTS.get_ptr_mut(verdict & 7)?;
+    // SAFETY: it points into the map's value; the benchmark runs on one CPU at a time.
+    unsafe { *count += 1 };
+    Some(verdict)
+}
+
+/// Takes a flow, all of them in turn but in an order that no cache foresees: a linear congruential generator of
+/// full period (Knuth, The Art of Computer Programming 2, 3.2.1.2, theorem A).
+#[inline(always)]
+fn next_flow() -> Option<u32> {
+    let last = *LAST_FLOW.get(0)?;
+    let next = NEXT_FLOW.get_ptr_mut(0)?;
+    // SAFETY: as in `replay`.
+    let flow = unsafe { *next } & last;
+    // SAFETY: as in `replay`.
+    unsafe { *next = flow.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) };
+    Some(flow)
+}
+
+/// Writes the headers of a flow. A field and its complement add nothing to a checksum in ones' complement
+/// arithmetic, so the checksums of flow 0 hold for all.
+#[inline(always)]
+fn lay_headers<const WORDS: usize>(ctx: &XdpContext, fields: &Fields, flow: u32) -> Option<()> {
+    let headers = HEADERS.get(0)?;
+    let (packet, end) = (ctx.data(), ctx.data_end());
+    if packet + WORDS * 8 > end {
+        return None;
+    }
+    for (index, word) in headers.iter().take(WORDS).enumerate() {
+        // SAFETY: within the bytes checked above; the target takes unaligned stores.
+        unsafe { ptr::write_unaligned((packet + index * 8) as *mut u64, *word) };
+    }
+    let (address, port) = (flow as u16, (FIRST_PORT + (flow >> 16) as u16).to_be());
+    // SAFETY: all fields are within the bytes checked above, at even offsets.
+    unsafe {
+        *((packet + fields.address) as *mut u16) = address;
+        *((packet + fields.port) as *mut u16) = port;
+        *((packet + fields.balance_transport) as *mut u16) = !address;
+        *((packet + fields.balance_transport + 2) as *mut u16) = !port;
+        if let Some(offset) = fields.balance_ip {
+            *((packet + offset) as *mut u16) = !address;
+        }
+    }
+    Some(())
+}
+
+/// Source port of the first 65,536 flows; the next 65,536 have the next one.
+const FIRST_PORT: u16 = 20_000;
+
+/// Leaves for the target, whose verdict comes back as this function's. A function of its own, since a tail
+/// call ends the one it is made in.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn call_target(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    // SAFETY: there is nothing to drop.
+    unsafe { TARGET.tail_call(&ctx, 0) };
+    // Without a target. The compiler must not conclude that this is the only result.
+    black_box(XDP_ABORTED)
+}
+
+/// Does nothing: what remains is the cost of replaying.
+#[xdp(frags)]
+pub fn empty(_: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// Parses Ethernet, IP and the ports of IPv4 and IPv6, swaps the MAC addresses and sends the packet back.
+#[xdp(frags)]
+pub fn floor(ctx: XdpContext) -> u32 {
+    let Some(tuple) = parse(&ctx) else { return XDP_DROP };
+    // Nothing here needs the ports; make the compiler read them.
+    black_box(tuple);
+    let packet = ctx.data();
+    if packet + 12 > ctx.data_end() {
+        return XDP_DROP;
+    }
+    // SAFETY: within the bytes checked above, at even offsets.
+    unsafe { ptr::swap(packet as *mut [u16; 3], (packet + 6) as *mut [u16; 3]) };
+    XDP_TX
+}
+
+/// Looks the packet's addresses and ports up, once.
+#[xdp(frags)]
+pub fn lookup(ctx: XdpContext) -> u32 {
+    let Some(tuple) = parse(&ctx) else { return XDP_DROP };
+    // SAFETY: the value is read before the program ends.
+    match unsafe { UNIT.get(&tuple) } {
+        Some(_) => XDP_TX,
+        None => XDP_DROP,
+    }
+}
+
+/// Source and destination address (of IPv6 their last four bytes), ports, protocol.
+#[inline(always)]
+fn parse(ctx: &XdpContext) -> Option<[u32; 4]> {
+    let ether_type: u16 = load(ctx, 12)?;
+    match u16::from_be(ether_type) {
+        0x0800 => {
+            let version_ihl: u8 = load(ctx, 14)?;
+            let protocol: u8 = load(ctx, 23)?;
+            if version_ihl != 0x45 {
+                return None;
+            }
+            Some([load(ctx, 26)?, load(ctx, 30)?, load(ctx, 34)?, protocol.into()])
+        }
+        0x86dd => {
+            let next_header: u8 = load(ctx, 20)?;
+            Some([load(ctx, 34)?, load(ctx, 50)?, load(ctx, 54)?, next_header.into()])
+        }
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
+    let field = ctx.data() + offset;
+    if field + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: within the bytes just checked; callers ask for integers, which are valid whatever they hold.
+    Some(unsafe { ptr::read_unaligned(field as *const T) })
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects a program in which this can be reached, so it never is.
+    loop {}
+}
+
+/// The licence under which the kernel offers its GPL-only helpers.
+#[cfg(not(test))]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
