@@ -2,4 +2,5 @@
 //! status.
 
 pub mod config;
+pub mod dataplane;
 pub mod health;
