@@ -1,12 +1,16 @@
 //! Typed access to the maps that the controller writes, and to the counters it reads.
 
-use anyhow::{Context, Result, anyhow};
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::SetName;
 use lb_common::{
     Addr4, Addr6, Backend, Counters, Drops, Listener, ListenerKey, MaglevTable, Settings, Traffic,
 };
+
+use super::sys;
 
 /// The maps of a loaded data plane, connections apart.
 pub struct Maps {
@@ -14,6 +18,8 @@ pub struct Maps {
     backends: Array<MapData, Backend>,
     backend_sets: Array<MapData, SetName>,
     maglev: ArrayOfMaps<MapData, Array<MapData, MaglevTable>>,
+    /// The same map: aya replaces tables but does not remove them.
+    maglev_fd: OwnedFd,
     settings: Array<MapData, Settings>,
     snat_addresses_v4: Array<MapData, Addr4>,
     snat_addresses_v6: Array<MapData, Addr6>,
@@ -35,7 +41,12 @@ macro_rules! take {
 
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let Some(Map::ArrayOfMaps(maglev)) = ebpf.map("maglev") else {
+            bail!("the eBPF object has no array of maps `maglev`");
+        };
+        let maglev_fd = maglev.fd().as_fd().try_clone_to_owned().context("cannot keep the map `maglev`")?;
         Ok(Self {
+            maglev_fd,
             listeners: take!(ebpf, "listeners"),
             backends: take!(ebpf, "backends"),
             backend_sets: take!(ebpf, "backend_sets"),
@@ -141,6 +152,17 @@ impl Maps {
         self.maglev
             .set(set, &inner, 0)
             .with_context(|| format!("cannot install the Maglev table of set {set}"))
+    }
+
+    /// Removes the Maglev table of a set, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn remove_table(&mut self, set: u32) -> Result<()> {
+        sys::delete(self.maglev_fd.as_fd(), &set)
+            .with_context(|| format!("cannot remove the table of set {set}"))?;
+        Ok(())
     }
 
     /// What holds for the instance.
