@@ -2,10 +2,10 @@
 
 use lb_common::{Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
 
-use crate::Stop;
 use crate::family::Family;
 use crate::maps::{BACKENDS, LISTENERS, MAGLEV};
 use crate::parse::Packet;
+use crate::stop::Stop;
 use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
 
 /// Who takes a new flow.
@@ -21,8 +21,8 @@ pub(crate) struct Choice<'a> {
 pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
     let listener =
-        find_listener(key.destination, key.destination_port, key.protocol).ok_or(Stop::ToKernel)?;
-    let drop = |reason| Stop::Drop(reason, Some(listener.id));
+        find_listener(key.destination, key.destination_port, key.protocol).ok_or(Stop::TO_KERNEL)?;
+    let drop = |reason| Stop::drop(reason, listener.id);
     if !packet.is_sound || !may_begin(packet) {
         return Err(drop(Reason::Malformed));
     }

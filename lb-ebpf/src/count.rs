@@ -42,17 +42,14 @@ pub(crate) fn refused(listener: u32, backend: u32) {
     }
 }
 
-/// Counts a dropped packet under its reason, for its listener where one is known.
+/// Counts a dropped packet under the number of its reason. Index 0 of the map is for packets without a listener.
 #[inline(always)]
-pub(crate) fn drop(reason: Reason, listener: Option<u32>) {
-    let index = listener.map_or(0, |id| id + 1);
+pub(crate) fn drop(reason: u32, index: u32) {
     let Some(drops) = DROPS.get_ptr_mut(index) else { return };
-    // The verifier does not know that a `Reason` is one of those declared.
-    let number = core::hint::black_box(reason as usize);
-    if number >= Reason::ALL.len() {
+    if reason as usize >= Reason::ALL.len() {
         return;
     }
     // SAFETY: `Drops` is one u64 for each reason, in the order of their numbers (asserted beside it), and the
     // slot belongs to this CPU.
-    unsafe { *drops.cast::<u64>().add(number) += 1 };
+    unsafe { *drops.cast::<u64>().add(reason as usize) += 1 };
 }

@@ -7,16 +7,16 @@
 
 use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, flow::is_closing};
 
-use aya_ebpf::helpers::bpf_jiffies64;
-
 use crate::checksum;
 use crate::choose::Choice;
+use crate::clock::now;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::maps::{BACKENDS, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
+use crate::stop::Stop;
 use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
-use crate::{Stop, count, snat};
+use crate::{count, snat};
 
 /// A flow and the way its packet leaves, or why it does not.
 pub(crate) type Known<'a, A> = Result<(&'a Flow<A>, NextHop), Stop>;
@@ -35,10 +35,10 @@ pub(crate) fn find<'a, F: Family>(
     // words only, see the top of this file.
     let flow = unsafe { &mut *half };
     if !packet.is_sound {
-        return Err(Stop::Drop(Reason::Malformed, Some(flow.listener)));
+        return Err(Stop::drop(Reason::Malformed, flow.listener));
     }
     if packet.is_fragment {
-        return Err(Stop::Drop(Reason::Fragment, Some(flow.listener)));
+        return Err(Stop::drop(Reason::Fragment, flow.listener));
     }
     let next_hop = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
         let Some(backend) = BACKENDS.get(flow.backend) else { return Ok(None) };
@@ -47,7 +47,7 @@ pub(crate) fn find<'a, F: Family>(
             return Ok(None);
         }
         if backend.has(Backend::OFFLINE) {
-            return Err(Stop::Drop(Reason::BackendOffline, Some(flow.listener)));
+            return Err(Stop::drop(Reason::BackendOffline, flow.listener));
         }
         learn_client::<F>(frame, packet, flow);
         backend.next_hop
@@ -55,7 +55,7 @@ pub(crate) fn find<'a, F: Family>(
         flow.client
     };
     if !next_hop.is_resolved() {
-        return Err(Stop::Drop(Reason::NextHopUnresolved, Some(flow.listener)));
+        return Err(Stop::drop(Reason::NextHopUnresolved, flow.listener));
     }
     note::<F>(packet, flow);
     Ok(Some((flow, next_hop)))
@@ -138,13 +138,6 @@ fn shown<A: Address>(packet: &Packet<A>) -> u8 {
     shown
 }
 
-/// The low half of the kernel's tick counter.
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: the helper has no arguments and no effects (kernel 5.6).
-    unsafe { bpf_jiffies64() as u32 }
-}
-
 /// Opens a flow to a backend: claims its source by inserting the half for the answers, then inserts the half to
 /// the backend.
 #[inline(always)]
@@ -154,9 +147,9 @@ pub(crate) fn open<'a, F: Family>(
     choice: &Choice<'_>,
 ) -> Known<'a, F::Addr> {
     let Choice { listener, backend_id, backend } = *choice;
-    let drop = |reason| Stop::Drop(reason, Some(listener.id));
-    let opening = F::opening().ok_or(Stop::ToKernel)?;
-    opening.half = answering_half(frame, packet, choice).ok_or(Stop::ToKernel)?;
+    let drop = |reason| Stop::drop(reason, listener.id);
+    let opening = F::opening().ok_or(Stop::TO_KERNEL)?;
+    opening.half = answering_half(frame, packet, choice).ok_or(Stop::TO_KERNEL)?;
     snat::claim::<F>(&packet.key, choice, opening).map_err(drop)?;
     turn_to_backend::<F>(packet, opening);
     let inserted = F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok();

@@ -4,14 +4,14 @@ use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::helpers::bpf_redirect;
 use lb_common::NextHop;
 
-use crate::Stop;
 use crate::frame::Frame;
+use crate::stop::Stop;
 use crate::wire::Ethernet;
 
 /// Sends the frame to its next hop: back out of the interface it came in through, or through another one.
 #[inline(always)]
 pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Result<u32, Stop> {
-    let ethernet: &mut Ethernet = frame.at_mut(0).ok_or(Stop::ToKernel)?;
+    let ethernet: &mut Ethernet = frame.at_mut(0).ok_or(Stop::TO_KERNEL)?;
     ethernet.destination = words(next_hop.peer);
     ethernet.source = words(next_hop.local);
     if next_hop.ifindex == frame.ingress() {

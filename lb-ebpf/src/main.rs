@@ -12,6 +12,7 @@
 mod atomic;
 mod checksum;
 mod choose;
+mod clock;
 mod count;
 mod family;
 mod flow;
@@ -20,10 +21,10 @@ mod frame;
 mod maps;
 mod parse;
 mod snat;
+mod stop;
 mod translate;
 mod wire;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
@@ -31,34 +32,25 @@ use aya_log_ebpf::debug;
 use crate::family::{Family, V4, V6};
 use crate::frame::Frame;
 use crate::parse::Packet;
+use crate::stop::Stop;
 use crate::wire::{ETHER_IPV4, ETHER_IPV6};
-
-/// Why a packet does not travel on: an end of the journey that is not the wire.
-pub(crate) enum Stop {
-    /// It is not ours, or the kernel handles it better.
-    ToKernel,
-    /// It is dropped; the listener is the one it belongs to, where that is known.
-    Drop(lb_common::Reason, Option<u32>),
-}
 
 /// The entry point: one call for each frame that arrives on an attached interface.
 #[xdp(frags)]
+#[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
     let verdict = match frame.ether_type() {
         Some(ETHER_IPV4) => balance::<V4>(&mut frame),
         Some(ETHER_IPV6) => balance::<V6>(&mut frame),
-        _ => Err(Stop::ToKernel),
+        _ => Err(Stop::TO_KERNEL),
     };
-    match verdict {
-        Ok(action) => action,
-        Err(Stop::ToKernel) => XDP_PASS,
-        Err(Stop::Drop(reason, listener)) => {
-            debug!(&ctx, "dropped, reason {}", reason as u32);
-            count::drop(reason, listener);
-            XDP_DROP
+    verdict.unwrap_or_else(|stop| {
+        if let Some(reason) = stop.reason() {
+            debug!(&ctx, "dropped, reason {}", reason);
         }
-    }
+        stop.act()
+    })
 }
 
 /// The journey itself.

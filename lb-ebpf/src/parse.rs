@@ -2,9 +2,9 @@
 
 use lb_common::{Address, FlowKey, PROTO_TCP, PROTO_UDP};
 
-use crate::Stop;
 use crate::family::{Family, L3};
 use crate::frame::Frame;
+use crate::stop::Stop;
 use crate::wire::{Ports, Tcp, Udp};
 
 /// A TCP or UDP packet, read once.
@@ -27,7 +27,7 @@ pub(crate) struct Packet<A> {
 /// here), is left to the kernel.
 #[inline(always)]
 pub(crate) fn parse<F: Family>(frame: &Frame) -> Result<Packet<F::Addr>, Stop> {
-    read::<F>(frame).ok_or(Stop::ToKernel)
+    read::<F>(frame).ok_or(Stop::TO_KERNEL)
 }
 
 #[inline(always)]

@@ -2,4 +2,6 @@
 //! status.
 
 pub mod config;
+pub mod control;
+pub mod dataplane;
 pub mod health;

@@ -1,0 +1,208 @@
+//! Attaches the program to interfaces by pinned links, so that it goes on forwarding without a controller, and
+//! replaces it inside the link of an earlier controller, so that no packet passes in between.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpLinkId};
+use aya::programs::{ProgramError, XdpMode};
+use tracing::{info, warn};
+
+use super::load::Dataplane;
+use crate::config;
+
+/// How the program is attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic path.
+    Generic,
+}
+
+impl AttachedMode {
+    /// The word in status and in the name of the pin.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    /// Modes to try, in this order.
+    const fn wanted(mode: config::XdpMode) -> &'static [Self] {
+        match mode {
+            config::XdpMode::Auto => &[Self::Native, Self::Generic],
+            config::XdpMode::Native => &[Self::Native],
+            config::XdpMode::Generic => &[Self::Generic],
+        }
+    }
+}
+
+impl Dataplane {
+    /// Attaches to an interface, or takes over the link that an earlier controller pinned for it.
+    ///
+    /// # Errors
+    ///
+    /// If the interface does not exist, another XDP program is attached to it, or its driver cannot do what
+    /// `mode` demands.
+    pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
+        let wanted = AttachedMode::wanted(mode);
+        if let Some(adopted) = self.adopt_link(interface, wanted)? {
+            return Ok(adopted);
+        }
+        let mut refusals = Vec::new();
+        for &mode in wanted {
+            match self.attach_fresh(interface, mode) {
+                Ok(()) => {
+                    for refusal in &refusals {
+                        warn!(interface, "{refusal:#}; falling back to generic mode, which is slower");
+                    }
+                    info!(interface, mode = mode.word(), "XDP program attached");
+                    return Ok(mode);
+                }
+                Err(error) => refusals.push(error.context(format!("cannot attach in {} mode", mode.word()))),
+            }
+        }
+        let reasons: Vec<String> = refusals.iter().map(|error| format!("{error:#}")).collect();
+        bail!("cannot attach to interface {interface}: {}", reasons.join("; "))
+    }
+
+    /// Replaces the program inside a pinned link.
+    fn adopt_link(&mut self, interface: &str, wanted: &[AttachedMode]) -> Result<Option<AttachedMode>> {
+        let Some(pins) = self.pins.clone() else { return Ok(None) };
+        for mode in [AttachedMode::Native, AttachedMode::Generic] {
+            let pin = link_pin(&pins, interface, mode);
+            if !pin.exists() {
+                continue;
+            }
+            if wanted.contains(&mode) && self.replace_program(&pin).is_ok() {
+                info!(interface, mode = mode.word(), "took over the attached XDP program");
+                return Ok(Some(mode));
+            }
+            // The interface was removed meanwhile, or another mode is wanted: this link is of no use.
+            fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+        }
+        Ok(None)
+    }
+
+    fn replace_program(&mut self, pin: &Path) -> Result<()> {
+        let link = PinnedLink::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        let link = XdpLink::try_from(FdLink::from(link)).context("the pinned link is not one of XDP")?;
+        let program = self.program()?;
+        let id = program.attach_to_link(link).context("cannot replace the program in the pinned link")?;
+        // The pin keeps the link; this process must not take it along when it ends.
+        drop(program.take_link(id).context("cannot let go of the link")?);
+        Ok(())
+    }
+
+    fn attach_fresh(&mut self, interface: &str, mode: AttachedMode) -> Result<()> {
+        let xdp_mode = match mode {
+            AttachedMode::Native => XdpMode::Driver,
+            AttachedMode::Generic => XdpMode::Skb,
+        };
+        let pins = self.pins.clone();
+        let program = self.program()?;
+        let id = program.attach(interface, xdp_mode).map_err(explain)?;
+        match pins {
+            Some(pins) => {
+                let link = take_fd_link(program, id)?;
+                let pin = link_pin(&pins, interface, mode);
+                link.pin(&pin).with_context(|| format!("cannot pin the link at {}", pin.display()))?;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Detaches from an interface that the configuration no longer names.
+    ///
+    /// # Errors
+    ///
+    /// If the pin cannot be removed.
+    pub fn detach_interface(&mut self, interface: &str) -> Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for mode in [AttachedMode::Native, AttachedMode::Generic] {
+            remove_if_there(&link_pin(pins, interface, mode))?;
+        }
+        Ok(())
+    }
+
+    /// Interfaces for which an earlier controller has pinned a link.
+    ///
+    /// # Errors
+    ///
+    /// If the pin directory cannot be read.
+    pub fn pinned_interfaces(&self) -> Result<Vec<String>> {
+        let Some(pins) = &self.pins else { return Ok(Vec::new()) };
+        let mut interfaces = Vec::new();
+        for entry in fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))? {
+            let name = entry?.file_name();
+            let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("link_")) else { continue };
+            if let Some((_, interface)) = rest.split_once('_') {
+                interfaces.push(interface.to_owned());
+            }
+        }
+        Ok(interfaces)
+    }
+}
+
+/// Removes a pinned data plane: links first, so that no packet is forwarded from maps that are half gone.
+/// Whether there was one.
+///
+/// # Errors
+///
+/// If a pin cannot be removed.
+pub fn detach(pins: &Path) -> Result<bool> {
+    if !pins.exists() {
+        return Ok(false);
+    }
+    let entries = fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    let is_link =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"link_"));
+    paths.sort_by_key(|path| !is_link(path));
+    for path in paths {
+        remove_if_there(&path)?;
+    }
+    fs::remove_dir(pins).with_context(|| format!("cannot remove {}", pins.display()))?;
+    Ok(true)
+}
+
+fn link_pin(pins: &Path, interface: &str, mode: AttachedMode) -> PathBuf {
+    pins.join(format!("link_{}_{interface}", mode.word()))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The link behind an attachment; without one (a kernel before 5.9) nothing could be pinned.
+fn take_fd_link(program: &mut aya::programs::Xdp, id: XdpLinkId) -> Result<FdLink> {
+    let link = program.take_link(id).context("cannot take the link")?;
+    FdLink::try_from(link).map_err(|error| anyhow!("this kernel has no XDP links (Linux 5.9): {error}"))
+}
+
+/// Adds what to do to the errors users meet most.
+fn explain(error: ProgramError) -> anyhow::Error {
+    let ProgramError::SyscallError(aya::sys::SyscallError { io_error, .. }) = &error else {
+        return error.into();
+    };
+    let hint = match io_error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "another XDP program is attached there: see `bpftool net`, remove it with `ip link set dev NAME xdp off`"
+        }
+        Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
+        Some(libc::ERANGE) => "its driver cannot do native XDP at this MTU",
+        Some(libc::EPERM) => "this needs CAP_NET_ADMIN and CAP_BPF",
+        _ => return anyhow!("{io_error}"),
+    };
+    anyhow!("{io_error} ({hint})")
+}

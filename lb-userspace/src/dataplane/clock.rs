@@ -1,0 +1,79 @@
+//! The clock that flows are stamped with: kernel ticks (jiffies), 32 bits of them.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::programs::{ProgramFd, Xdp};
+
+use super::sys;
+
+/// Reads the kernel's ticks by running the program `clock` of the object.
+#[derive(Debug)]
+pub struct Clock {
+    program: ProgramFd,
+    ticks_per_second: u32,
+}
+
+impl Clock {
+    pub(super) fn new(program: &Xdp) -> Result<Self> {
+        let program = program.fd()?.try_clone().context("cannot keep the program `clock`")?;
+        Ok(Self { program, ticks_per_second: ticks_per_second()? })
+    }
+
+    /// The current tick.
+    ///
+    /// # Errors
+    ///
+    /// If BPF_PROG_TEST_RUN fails.
+    pub fn now(&self) -> Result<Tick> {
+        let now = sys::run(self.program.as_fd()).context("cannot read the kernel's tick counter")?;
+        Ok(Tick { now, rate: self.ticks_per_second })
+    }
+}
+
+/// A moment, for asking how long ago others were.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick {
+    now: u32,
+    rate: u32,
+}
+
+impl Tick {
+    /// Time since an earlier tick, to the millisecond. A tick that seems to lie ahead, stamped after this moment
+    /// was taken, is zero old.
+    pub fn since(self, earlier: u32) -> Duration {
+        let ticks = self.now.wrapping_sub(earlier);
+        if ticks > u32::MAX / 2 {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(u64::from(ticks) * 1000 / u64::from(self.rate))
+    }
+}
+
+/// The kernel's HZ: the coarse clocks advance once a tick, so their resolution is its length (kernel 2.6.32).
+pub(super) fn ticks_per_second() -> Result<u32> {
+    let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .context("cannot read the resolution of the coarse clock")?;
+    let tick = Duration::from(resolution);
+    u32::try_from(1_000_000_000_u128.div_ceil(tick.as_nanos().max(1)))
+        .context("the kernel's tick is too short")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_wrap_and_never_run_backwards() {
+        let tick = Tick { now: 100, rate: 250 };
+        assert_eq!(tick.since(u32::MAX - 149), Duration::from_secs(1));
+        assert_eq!(tick.since(100), Duration::ZERO);
+        assert_eq!(tick.since(101), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_kernel_ticks_at_a_rate_it_can_be_built_with() {
+        assert!([100, 250, 300, 1000].contains(&ticks_per_second().unwrap()));
+    }
+}

@@ -1,0 +1,210 @@
+//! Ends flows that have idled out, and counts those that live. The packet path never looks at the age of a
+//! flow; this walk does, in batches, while packets go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::Pod;
+use aya::maps::MapData;
+use lb_common::flow::{is_closing, is_half_open};
+use lb_common::{Addr4, Addr6, Address, Flow, FlowKey, PROTO_TCP};
+
+use super::clock::{Clock, Tick};
+use super::sys::{self, Batch, Cursor};
+
+/// A TCP flow without the client's first ACK ends after this time.
+const HALF_OPEN: Duration = Duration::from_secs(5);
+
+/// A TCP flow that both sides have closed ends after this time.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// Half a flow whose other half is missing ends after this time: it may be in the making.
+const ORPHAN: Duration = Duration::from_secs(5);
+
+/// How long flows may idle.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// By listener id.
+    pub listeners: BTreeMap<u32, IdleTimeouts>,
+    /// Backends whose flows end now: offline, or drained for long enough.
+    pub cut: BTreeSet<u32>,
+}
+
+/// Idle timeouts of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleTimeouts {
+    /// Of established TCP flows.
+    pub tcp: Duration,
+    /// Of UDP flows.
+    pub udp: Duration,
+}
+
+impl Default for IdleTimeouts {
+    /// The defaults of the configuration, for flows whose listener is gone.
+    fn default() -> Self {
+        Self { tcp: Duration::from_secs(360), udp: Duration::from_secs(120) }
+    }
+}
+
+/// Live flows, as one walk found them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// By listener id.
+    pub by_listener: BTreeMap<u32, u64>,
+    /// By backend id.
+    pub by_backend: BTreeMap<u32, u64>,
+    /// SNAT ports in use, by SNAT address and backend id.
+    pub snat_ports: BTreeMap<(std::net::IpAddr, u32), u64>,
+    /// Flows that this walk ended.
+    pub ended: u64,
+}
+
+/// Holds the connection maps of a data plane.
+#[derive(Debug)]
+pub struct Collector {
+    v4: MapData,
+    v6: MapData,
+    clock: Clock,
+}
+
+impl Collector {
+    pub(super) const fn new(v4: MapData, v6: MapData, clock: Clock) -> Self {
+        Self { v4, v6, clock }
+    }
+
+    /// Walks over all flows once.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn sweep(&self, limits: &Limits) -> Result<Census> {
+        let now = self.clock.now()?;
+        let mut census = Census::default();
+        Walk::<Addr4>::new(&self.v4, limits, now)
+            .run(&mut census)
+            .context("cannot walk over connections_v4")?;
+        Walk::<Addr6>::new(&self.v6, limits, now)
+            .run(&mut census)
+            .context("cannot walk over connections_v6")?;
+        Ok(census)
+    }
+}
+
+/// A walk over one connection map.
+struct Walk<'a, A> {
+    map: BorrowedFd<'a>,
+    limits: &'a Limits,
+    now: Tick,
+    batch: Batch<FlowKey<A>, Flow<A>>,
+}
+
+impl<'a, A> Walk<'a, A>
+where
+    A: Address + Into<std::net::IpAddr>,
+    FlowKey<A>: Pod + PartialEq,
+    Flow<A>: Pod,
+{
+    fn new(map: &'a MapData, limits: &'a Limits, now: Tick) -> Self {
+        Self { map: map.fd().as_fd(), limits, now, batch: Batch::new() }
+    }
+
+    fn run(mut self, census: &mut Census) -> Result<()> {
+        let mut cursor = Cursor::default();
+        let (map, now, limits) = (self.map, self.now, self.limits);
+        while let Some(halves) = self.batch.read_next(map, &mut cursor)? {
+            for (key, half) in halves {
+                let is_to_backend = half.direction == Flow::<A>::TO_BACKEND;
+                if may_be_over(&key, &half, now, limits) && end_if_over(map, &key, now, limits)? {
+                    census.ended += u64::from(is_to_backend);
+                } else if is_to_backend {
+                    census.count(&key, &half);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Census {
+    fn count<A: Address + Into<std::net::IpAddr>>(&mut self, key: &FlowKey<A>, half: &Flow<A>) {
+        *self.by_listener.entry(half.listener).or_default() += 1;
+        *self.by_backend.entry(half.backend).or_default() += 1;
+        if half.source != key.source {
+            *self.snat_ports.entry((half.source.into(), half.backend)).or_default() += 1;
+        }
+    }
+}
+
+/// Whether one half alone gives a reason to look at the whole flow.
+fn may_be_over<A: Address>(key: &FlowKey<A>, half: &Flow<A>, now: Tick, limits: &Limits) -> bool {
+    let closed = half.seen & (Flow::<A>::FIN | Flow::<A>::RST) != 0;
+    let half_open = half.direction == Flow::<A>::TO_BACKEND && is_half_open(key.protocol, half.seen);
+    let patience = match () {
+        () if limits.cut.contains(&half.backend) => return true,
+        () if half_open => HALF_OPEN,
+        () if closed => CLOSING,
+        () => idle_timeout(key, half, limits).min(if half.created == half.last_seen {
+            ORPHAN
+        } else {
+            Duration::MAX
+        }),
+    };
+    now.since(half.last_seen) >= patience
+}
+
+/// Reads the flow again, both halves, and removes it if it is over. The second look makes the window small in
+/// which a packet that arrives just now loses its flow.
+fn end_if_over<A>(map: BorrowedFd<'_>, key: &FlowKey<A>, now: Tick, limits: &Limits) -> Result<bool>
+where
+    A: Address,
+    FlowKey<A>: Pod + PartialEq,
+    Flow<A>: Pod,
+{
+    let Some(half) = sys::lookup::<_, Flow<A>>(map, key)? else { return Ok(true) };
+    let other_key = half.other_half(key.protocol);
+    let other = sys::lookup::<_, Flow<A>>(map, &other_key)?;
+    let other = other.filter(|other| other.other_half(key.protocol) == *key);
+    let is_over = match &other {
+        Some(other) if half.direction == Flow::<A>::TO_BACKEND => is_over(key, &half, other, now, limits),
+        Some(other) => is_over(key, other, &half, now, limits),
+        None => now.since(half.last_seen) >= ORPHAN,
+    };
+    if !is_over {
+        return Ok(false);
+    }
+    // The half for the answers claims the SNAT port: it goes last, so that nobody gets the port while the
+    // other half still sends from it.
+    let (first, last) =
+        if half.direction == Flow::<A>::TO_BACKEND { (*key, other_key) } else { (other_key, *key) };
+    if other.is_some() || first == *key {
+        sys::delete(map, &first)?;
+    }
+    if other.is_some() || last == *key {
+        sys::delete(map, &last)?;
+    }
+    Ok(true)
+}
+
+/// Whether a whole flow is over.
+fn is_over<A: Address>(
+    key: &FlowKey<A>,
+    to_backend: &Flow<A>,
+    to_client: &Flow<A>,
+    now: Tick,
+    limits: &Limits,
+) -> bool {
+    let idle = now.since(to_backend.last_seen).min(now.since(to_client.last_seen));
+    match () {
+        () if limits.cut.contains(&to_backend.backend) => true,
+        () if is_half_open(key.protocol, to_backend.seen) => now.since(to_backend.last_seen) >= HALF_OPEN,
+        () if is_closing(to_backend.seen, to_client.seen) => idle >= CLOSING,
+        () => idle >= idle_timeout(key, to_backend, limits),
+    }
+}
+
+fn idle_timeout<A>(key: &FlowKey<A>, half: &Flow<A>, limits: &Limits) -> Duration {
+    let timeouts = limits.listeners.get(&half.listener).copied().unwrap_or_default();
+    if key.protocol == PROTO_TCP { timeouts.tcp } else { timeouts.udp }
+}

@@ -1,0 +1,261 @@
+//! Loads the eBPF object and creates its maps, or adopts those that an earlier controller pinned.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::Object;
+use lb_common::{LAYOUT_VERSION, Settings};
+
+use super::clock::{Clock, ticks_per_second};
+use super::collect::Collector;
+use super::maps::Maps;
+
+/// The eBPF object that `cargo xtask build` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+
+/// Maps whose number of entries the configuration decides.
+const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
+
+/// Maps that only the program uses and that hold nothing between packets.
+const SCRATCH_MAPS: [&str; 2] = ["opening_v4", "opening_v6"];
+
+/// How to load the data plane.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Directory in a bpffs that holds the pins; `None`: nothing is pinned, the maps die with this process.
+    pub pins: Option<PathBuf>,
+    /// Room for this many flows, when the maps are made.
+    pub max_connections: u32,
+    /// Lets the program log what it drops (aya-log). Without it the verifier removes every log statement.
+    pub packet_log: bool,
+}
+
+/// Where the maps come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Made now, empty.
+    Fresh,
+    /// Pinned by an earlier controller.
+    Adopted,
+}
+
+/// A loaded data plane.
+pub struct Dataplane {
+    /// The program, with whatever else of the object must stay alive.
+    pub(super) ebpf: Ebpf,
+    /// Where pins are.
+    pub(super) pins: Option<PathBuf>,
+    /// The maps the controller writes.
+    pub maps: Maps,
+    /// Whether state was taken over.
+    pub origin: Origin,
+    collector: Option<Collector>,
+}
+
+/// A verdict of the loaded program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// XDP action.
+    pub action: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+}
+
+impl Dataplane {
+    /// Loads the program, without attaching it anywhere.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the program, or pinned maps have another layout than this program's.
+    pub fn load(options: &LoadOptions) -> Result<Self> {
+        let origin = match &options.pins {
+            Some(pins) => inspect(pins)?,
+            None => Origin::Fresh,
+        };
+        let mut ebpf = load_object(options)?;
+        let maps = Maps::take(&mut ebpf)?;
+        load_program(&mut ebpf, "lb")?;
+        let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
+        let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
+        let collector = Some(Collector::new(v4?, v6?, clock));
+        let mut dataplane = Self { ebpf, pins: options.pins.clone(), maps, origin, collector };
+        if origin == Origin::Fresh {
+            let settings = Settings {
+                layout_version: LAYOUT_VERSION,
+                ticks_per_second: ticks_per_second()?,
+                ..Settings::default()
+            };
+            dataplane.maps.set_settings(&settings)?;
+        }
+        Ok(dataplane)
+    }
+
+    /// The XDP program.
+    ///
+    /// # Errors
+    ///
+    /// If the object has none, which a build with `cargo xtask build` rules out.
+    pub fn program(&mut self) -> Result<&mut Xdp> {
+        xdp_program(&mut self.ebpf, "lb")
+    }
+
+    /// Hands out what walks over the flows, once.
+    pub const fn take_collector(&mut self) -> Option<Collector> {
+        self.collector.take()
+    }
+
+    /// The object, for whoever reads the program's log.
+    pub const fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Asks the loaded program for its verdict on a frame (BPF_PROG_TEST_RUN), as if it came in through the
+    /// interface with this index. Flows and counters change as they would.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot run the program on this frame; it must have at least 14 bytes, and the interface must
+    /// exist.
+    pub fn test_run(&mut self, frame: &[u8], ingress: u32) -> Result<Verdict> {
+        let mut packet = vec![0; frame.len() + 256];
+        let context = xdp_md(frame.len(), ingress);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut packet),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let run = self.program()?.test_run(options).context("BPF_PROG_TEST_RUN failed")?;
+        packet.truncate(run.data_size_out as usize);
+        Ok(Verdict { action: run.return_value, packet })
+    }
+}
+
+/// `struct xdp_md` of the kernel's ABI: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
+fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
+    let fields = [0, length as u32, 0, ingress, 0, 0];
+    let mut context = [0; 24];
+    for (bytes, field) in context.chunks_exact_mut(4).zip(fields) {
+        bytes.copy_from_slice(&u32::to_ne_bytes(field));
+    }
+    context
+}
+
+fn load_object(options: &LoadOptions) -> Result<Ebpf> {
+    let ticks = ticks_per_second()?;
+    let log_level: u8 = if options.packet_log { 4 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader.override_global("TICKS_PER_SECOND", &ticks, true).override_global(
+        aya_log::LEVEL,
+        &log_level,
+        false,
+    );
+    for name in CONNECTION_MAPS {
+        loader.map_max_entries(name, options.max_connections.saturating_mul(2).max(1));
+    }
+    if let Some(pins) = &options.pins {
+        fs::create_dir_all(pins).with_context(|| format!("cannot create {}", pins.display()))?;
+        for name in pinned_maps()? {
+            let path = pins.join(&name);
+            // The loader wants names for as long as it lives; there are a dozen of them, once a process.
+            loader.map_pin_path(name.leak(), path);
+        }
+    }
+    loader.load(OBJECT).context("cannot load the eBPF object")
+}
+
+/// Names of the maps that are pinned: those in lower case, which are ours, but for scratch memory.
+fn pinned_maps() -> Result<Vec<String>> {
+    let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
+    let is_pinned = |name: &&String| {
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            && !SCRATCH_MAPS.contains(&name.as_str())
+    };
+    Ok(object.maps.keys().filter(is_pinned).cloned().collect())
+}
+
+/// Looks at the pins of an earlier controller: none, or a layout this program can go on with.
+///
+/// aya opens a pinned map of any shape without a word, and would let the kernel write past the end of our
+/// structs; so each shape is compared here first.
+fn inspect(pins: &Path) -> Result<Origin> {
+    let settings = pins.join("settings");
+    if !settings.exists() {
+        return Ok(Origin::Fresh);
+    }
+    let remedy = format!(
+        "the pinned data plane in {} is of another version and cannot be taken over; \
+         run `lb detach` (this ends its connections), then start again",
+        pins.display()
+    );
+    let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
+    for name in pinned_maps()? {
+        let path = pins.join(&name);
+        let (Some(declared), true) = (object.maps.get(&name), path.exists()) else { continue };
+        let pinned = MapData::from_pin(&path).and_then(|map| map.info());
+        let pinned = pinned.with_context(|| format!("cannot open {}", path.display()))?;
+        let expected = (declared.key_size(), declared.value_size());
+        let found = (pinned.key_size(), pinned.value_size());
+        if expected != found {
+            bail!("{remedy} (map `{name}`: expected key and value of {expected:?} bytes, found {found:?})");
+        }
+        if !CONNECTION_MAPS.contains(&name.as_str()) && declared.max_entries() != pinned.max_entries() {
+            bail!(
+                "{remedy} (map `{name}`: expected {} entries, found {})",
+                declared.max_entries(),
+                pinned.max_entries()
+            );
+        }
+    }
+    let settings =
+        MapData::from_pin(&settings).with_context(|| format!("cannot open {}", settings.display()))?;
+    let settings: Array<_, Settings> =
+        Map::Array(settings).try_into().context("`settings` is not an array")?;
+    match settings.get(&0, 0).context("cannot read the map `settings`")?.layout_version {
+        LAYOUT_VERSION => Ok(Origin::Adopted),
+        // A controller that was killed between making the maps and filling them.
+        0 => Ok(Origin::Fresh),
+        version => bail!("{remedy} (expected layout {LAYOUT_VERSION}, found {version})"),
+    }
+}
+
+/// Loads one program of the object into the kernel.
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = xdp_program(ebpf, name)?;
+    program
+        .load()
+        .map_err(verifier_report)
+        .with_context(|| format!("the kernel refused the program `{name}`"))?;
+    Ok(program)
+}
+
+fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program =
+        ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program `{name}`"))?;
+    program.try_into().with_context(|| format!("the program `{name}` is not an XDP program"))
+}
+
+fn take_hash(ebpf: &mut Ebpf, name: &str) -> Result<MapData> {
+    match ebpf.take_map(name) {
+        Some(Map::HashMap(map)) => Ok(map),
+        _ => Err(anyhow!("the eBPF object has no hash map `{name}`")),
+    }
+}
+
+/// The verifier's log is thousands of lines; its end says why.
+fn verifier_report(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = lines[lines.len().saturating_sub(20)..].join("\n");
+            anyhow!("{io_error}; the verifier's last words:\n{end}")
+        }
+        error => error.into(),
+    }
+}

@@ -1,0 +1,24 @@
+//! The data plane as the controller holds it: the loaded program, its pinned maps, its attachments.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `load` | loads the object, creates or adopts the pinned maps |
+//! | `attach` | attaches to interfaces, replaces the program in place, detaches |
+//! | `maps` | typed access to the maps the controller writes, and to the counters |
+//! | `maglev` | builds lookup tables |
+//! | `collect` | ends idle flows, counts live ones |
+//! | `clock` | the kernel's ticks |
+//! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
+
+pub mod attach;
+pub mod clock;
+pub mod collect;
+pub mod load;
+pub mod maglev;
+pub mod maps;
+mod sys;
+
+pub use attach::{AttachedMode, detach};
+pub use collect::{Census, Collector, Limits};
+pub use load::{Dataplane, LoadOptions, Origin};
+pub use maps::Maps;

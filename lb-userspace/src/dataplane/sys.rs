@@ -1,0 +1,122 @@
+//! The `bpf(2)` calls that aya does not offer. All `unsafe` of the controller's data plane is here.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+
+/// Where a walk over a hash map stands: the kernel's opaque token.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cursor(Option<u32>);
+
+/// Entries that one call reads.
+const BATCH: usize = 16_384;
+
+/// Buffers for walking over a hash map, used again from call to call.
+pub(super) struct Batch<K, V> {
+    keys: Vec<MaybeUninit<K>>,
+    values: Vec<MaybeUninit<V>>,
+}
+
+impl<K: Pod, V: Pod> Batch<K, V> {
+    pub(super) fn new() -> Self {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        keys.resize_with(BATCH, MaybeUninit::uninit);
+        values.resize_with(BATCH, MaybeUninit::uninit);
+        Self { keys, values }
+    }
+
+    /// Reads the next entries of a hash map; `None` when the walk has ended. An entry inserted or removed
+    /// meanwhile may be seen or not; others are seen exactly once (BPF_MAP_LOOKUP_BATCH, kernel 5.6).
+    pub(super) fn read_next(
+        &mut self,
+        map: BorrowedFd<'_>,
+        cursor: &mut Cursor,
+    ) -> io::Result<Option<impl Iterator<Item = (K, V)> + '_>> {
+        let Cursor(token) = cursor;
+        let mut next = 0_u32;
+        // SAFETY: all-zero is a valid `bpf_attr`.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.batch.in_batch = token.as_ref().map_or(0, |token| std::ptr::from_ref(token) as u64);
+        attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+        attr.batch.keys = self.keys.as_mut_ptr() as u64;
+        attr.batch.values = self.values.as_mut_ptr() as u64;
+        attr.batch.count = BATCH as u32;
+        attr.batch.map_fd = map.as_raw_fd() as u32;
+        // SAFETY: the buffers hold `count` keys and values of the sizes that the map was checked to have when it
+        // was opened; token and `next` are the four bytes that hash maps use.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        // SAFETY: the kernel writes `count` also when it fails; a `u32` is valid whatever it holds.
+        let count = unsafe { attr.batch.count } as usize;
+        let has_ended = match result {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        if has_ended && count == 0 {
+            return Ok(None);
+        }
+        // After the last batch the next call must find nothing: this token is past every bucket.
+        *token = Some(if has_ended { u32::MAX } else { next });
+        let entries = self.keys.iter().zip(&self.values).take(count);
+        // SAFETY: the kernel has filled the first `count` entries; `Pod` types are valid for all bytes.
+        Ok(Some(entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) })))
+    }
+}
+
+/// The value under a key.
+pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::uninit();
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    // SAFETY: key and value have the sizes that the map was checked to have when it was opened.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+        // SAFETY: the kernel has filled the value.
+        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a key; whether it was there.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    // SAFETY: the key has the size that the map was checked to have when it was opened.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The verdict of a program on a frame of zeros (BPF_PROG_TEST_RUN, kernel 4.12).
+pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let frame = [0_u8; 64];
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    // SAFETY: the kernel reads `data_size_in` bytes of the frame and writes nothing back but `attr`.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
+    // SAFETY: the kernel has filled the result; a `u32` is valid whatever it holds.
+    Ok(unsafe { attr.test.retval })
+}
+
+/// # Safety
+///
+/// Every address in `attr` must be valid for what `command` does with it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+    // SAFETY: the caller vouches for the addresses; `attr` is a whole `bpf_attr`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<bpf_attr>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
