@@ -68,13 +68,13 @@ const FIELDS_V6: Fields = Fields { address: 36, port: 54, balance_ip: None, bala
 
 /// Replays IPv4 flows.
 #[xdp(frags)]
-pub fn replay_v4(ctx: XdpContext) -> u32 {
+pub(crate) fn replay_v4(ctx: XdpContext) -> u32 {
     replay::<WORDS_V4>(&ctx, &FIELDS_V4).unwrap_or(XDP_ABORTED)
 }
 
 /// Replays IPv6 flows.
 #[xdp(frags)]
-pub fn replay_v6(ctx: XdpContext) -> u32 {
+pub(crate) fn replay_v6(ctx: XdpContext) -> u32 {
     replay::<WORDS_V6>(&ctx, &FIELDS_V6).unwrap_or(XDP_ABORTED)
 }
 
@@ -146,13 +146,13 @@ extern "C" fn call_target(ctx: *mut xdp_md) -> u32 {
 
 /// Does nothing: what remains is the cost of replaying.
 #[xdp(frags)]
-pub fn empty(_: XdpContext) -> u32 {
+pub(crate) fn empty(_: XdpContext) -> u32 {
     XDP_PASS
 }
 
 /// Parses Ethernet, IP and the ports of IPv4 and IPv6, swaps the MAC addresses and sends the packet back.
 #[xdp(frags)]
-pub fn floor(ctx: XdpContext) -> u32 {
+pub(crate) fn floor(ctx: XdpContext) -> u32 {
     let Some(tuple) = parse(&ctx) else { return XDP_DROP };
     // Nothing here needs the ports; make the compiler read them.
     black_box(tuple);
@@ -167,10 +167,10 @@ pub fn floor(ctx: XdpContext) -> u32 {
 
 /// Looks the packet's addresses and ports up, once.
 #[xdp(frags)]
-pub fn lookup(ctx: XdpContext) -> u32 {
+pub(crate) fn lookup(ctx: XdpContext) -> u32 {
     let Some(tuple) = parse(&ctx) else { return XDP_DROP };
     // SAFETY: the value is read before the program ends.
-    match unsafe { UNIT.get(&tuple) } {
+    match unsafe { UNIT.get(tuple) } {
         Some(_) => XDP_TX,
         None => XDP_DROP,
     }
