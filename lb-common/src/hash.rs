@@ -77,10 +77,16 @@ mod tests {
             assert_eq!(policy_hash(&key(1, 1000), policy), policy_hash(&key(1, 2000), policy));
             assert_ne!(policy_hash(&key(1, 1000), policy), policy_hash(&key(2, 1000), policy));
         }
-        assert_ne!(policy_hash(&key(1, 1000), Listener::FIVE_TUPLE), policy_hash(&key(1, 2000), Listener::FIVE_TUPLE));
+        assert_ne!(
+            policy_hash(&key(1, 1000), Listener::FIVE_TUPLE),
+            policy_hash(&key(1, 2000), Listener::FIVE_TUPLE)
+        );
         let udp = FlowKey { protocol: 17, ..key(1, 1000) };
         assert_eq!(policy_hash(&udp, Listener::TWO_TUPLE), policy_hash(&key(1, 1000), Listener::TWO_TUPLE));
-        assert_ne!(policy_hash(&udp, Listener::THREE_TUPLE), policy_hash(&key(1, 1000), Listener::THREE_TUPLE));
+        assert_ne!(
+            policy_hash(&udp, Listener::THREE_TUPLE),
+            policy_hash(&key(1, 1000), Listener::THREE_TUPLE)
+        );
     }
 
     #[test]
