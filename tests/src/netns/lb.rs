@@ -1,5 +1,6 @@
 //! The real `lb` on a host.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +17,7 @@ const START: Duration = Duration::from_secs(20);
 /// How long a clean stop may take.
 const STOP: Duration = Duration::from_secs(10);
 
-/// A controller that runs in the foreground of a host. Its log is shown when the test fails.
+/// A controller that runs in the foreground of a host.
 #[derive(Debug)]
 pub struct Lb {
     host: Host,
@@ -24,12 +25,19 @@ pub struct Lb {
 }
 
 impl Lb {
-    /// Starts `lb run` with `config` (TOML) and waits until every listener forwards.
+    /// Starts `lb run` with `config` (TOML) and waits until every listener forwards. Its log is shown when the
+    /// test fails.
     pub fn start(host: &Host, config: &str) -> Result<Self> {
         host.write(CONFIG, config)?;
+        Self::run(host, CONFIG.as_ref(), true)
+    }
+
+    /// Starts `lb run` with a configuration file and waits until every listener forwards. With `echo`, its log
+    /// also goes to standard error.
+    pub fn run(host: &Host, config: &Path, echo: bool) -> Result<Self> {
         let mut command = host.command(binary("lb")?);
-        command.args(["run", "--config", CONFIG]).env("RUST_LOG", "info").env("NO_COLOR", "1");
-        let controller = host.start("lb run", command, true)?;
+        command.args(["run", "--config"]).arg(config).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        let controller = host.start("lb run", command, echo)?;
         controller.wait_for_line("ready", START)?;
         Ok(Self { host: host.clone(), controller })
     }

@@ -44,7 +44,9 @@ impl Answer {
 /// `curl` of `http://TARGET` followed by `path`, whatever comes of it.
 pub fn try_curl(host: &Host, target: SocketAddr, path: &str) -> Result<Output> {
     let seconds = PATIENCE.as_secs();
-    host.run(&format!("curl --silent --show-error --fail --max-time {seconds} http://{target}{path}"))
+    host.run(&format!(
+        "curl --silent --show-error --fail --fail-early --max-time {seconds} http://{target}{path}"
+    ))
 }
 
 /// Asks once who answers.
@@ -75,6 +77,14 @@ fn ask_udp(target: SocketAddr, number: usize) -> Result<String> {
     let socket = UdpSocket::bind(any_port(target))?;
     let answer = exchange(&socket, target, &number.to_be_bytes())?;
     Ok(answer.server)
+}
+
+/// Sends one datagram to the UDP echo service from `source_port`; gives what the server had seen.
+pub fn ask_udp_from(host: &Host, source_port: u16, target: SocketAddr) -> Result<Answer> {
+    host.enter(|| {
+        let source = SocketAddr::new(any_port(target).ip(), source_port);
+        exchange(&UdpSocket::bind(source)?, target, b"ask")
+    })
 }
 
 /// Sends `length` bytes through the TCP echo service and checks what comes back; gives what the server had seen.
