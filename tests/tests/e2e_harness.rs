@@ -111,12 +111,16 @@ fn a_routed_client_keeps_its_address_where_answers_pass_the_balancer() -> Result
 #[test]
 fn instances_on_two_hosts_do_not_see_each_others_files() -> Result<()> {
     let (one, other) = (Lab::one_arm()?, Lab::one_arm()?);
-    for lab in [&one, &other] {
-        lab.balancer.run_all(&["mkdir /run/lb", "mkdir /sys/fs/bpf/lb"])?;
+    let name = format!("instance-{}", std::process::id());
+    for folder in ["/run", "/sys/fs/bpf"] {
+        let path = format!("{folder}/{name}");
+        for lab in [&one, &other] {
+            lab.balancer.run(&format!("mkdir {path}"))?.success()?;
+        }
+        one.balancer.run(&format!("rmdir {path}"))?.success()?;
+        other.balancer.run(&format!("ls -d {path}"))?.success()?;
+        assert!(!Path::new(&path).exists(), "{path} has spread to the machine");
     }
-    one.balancer.run("rmdir /run/lb /sys/fs/bpf/lb")?.success()?;
-    other.balancer.run("ls -d /run/lb /sys/fs/bpf/lb")?.success()?;
-    assert!(!Path::new("/sys/fs/bpf/lb").exists(), "the mount has spread to the machine");
     Ok(())
 }
 
