@@ -1,0 +1,88 @@
+//! A controller that dies, stops, comes back or is detached, under open connections.
+
+use anyhow::Result;
+use lb_tests::netns::traffic::{self, Session};
+use lb_tests::netns::{Config, Family, Host, Lab, Lb, Topology};
+
+const REQUESTS: usize = 200;
+
+#[test]
+fn a_connection_survives_kill_9_and_the_adoption_one_arm_v4() -> Result<()> {
+    a_connection_survives_kill_9_and_the_adoption(Topology::OneArm, Family::V4)
+}
+
+#[test]
+fn a_connection_survives_kill_9_and_the_adoption_two_arm_v6() -> Result<()> {
+    a_connection_survives_kill_9_and_the_adoption(Topology::TwoArm, Family::V6)
+}
+
+fn a_connection_survives_kill_9_and_the_adoption(topology: Topology, family: Family) -> Result<()> {
+    let lab = Lab::new(topology)?;
+    let config = Config::new(&lab, family).to_string();
+    let mut lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
+    session.echo(b"before")?;
+
+    for _ in 0..3 {
+        lb.kill9()?;
+        session.echo(b"without a controller")?;
+        traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+
+        lb = Lb::start(&lab.balancer, &config)?;
+        session.echo(b"after the adoption")?;
+        traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+        traffic::echo_udp(&lab.client, family.vip_port(7), 1 << 16)?;
+    }
+    session.echo(&[7; 1 << 20])
+}
+
+#[test]
+fn requests_go_on_while_the_controller_is_killed_and_restarted() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let config = Config::new(&lab, family).to_string();
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    std::thread::scope(|scope| {
+        let requests = scope.spawn(|| traffic::curl_many(&lab.client, family.vip_port(80), 10 * REQUESTS));
+        lb.kill9()?;
+        let lb = Lb::start(&lab.balancer, &config)?;
+        requests.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        lb.stop()
+    })
+}
+
+#[test]
+fn a_stopped_controller_leaves_the_data_plane_and_detach_removes_it() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+    lb.stop()?;
+    traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+    let not_running = 4;
+    Lb::command(&lab.balancer, "status")?.exit_code(not_running)?;
+
+    Lb::detach(&lab.balancer)?;
+    assert_detached(&lab.balancer, family)
+}
+
+#[test]
+fn on_exit_detach_removes_the_data_plane_with_the_controller() -> Result<()> {
+    let family = Family::V6;
+    let lab = Lab::two_arm()?;
+    let config = Config::new(&lab, family).to_string().replacen("[lb]\n", "[lb]\non_exit = \"detach\"\n", 1);
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    traffic::curl(&lab.client, family.vip_port(80))?;
+    lb.stop()?;
+    assert_detached(&lab.balancer, family)
+}
+
+/// No program, no pin and no VIP on the host.
+fn assert_detached(host: &Host, family: Family) -> Result<()> {
+    let links = host.run("ip -details link show")?.success()?.stdout;
+    assert!(!links.contains("xdp"), "a program is still attached:\n{links}");
+    let pins = host.run("ls /sys/fs/bpf")?.success()?.stdout;
+    assert!(!pins.split_whitespace().any(|pin| pin == "lb"), "pins are left: {pins}");
+    let addresses = host.run("ip address show")?.success()?.stdout;
+    assert!(!addresses.contains(&format!("{}/", family.vip())), "the VIP is left:\n{addresses}");
+    Ok(())
+}
