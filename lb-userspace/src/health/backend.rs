@@ -174,11 +174,14 @@ mod tests {
     #[test]
     fn l8_the_history_shows_an_outage_after_recovery() {
         let mut backend = backend();
-        for status in [CheckStatus::Ok, CheckStatus::IoError, CheckStatus::IoError, CheckStatus::Ok, CheckStatus::Ok] {
+        for status in
+            [CheckStatus::Ok, CheckStatus::IoError, CheckStatus::IoError, CheckStatus::Ok, CheckStatus::Ok]
+        {
             backend.observe(result(status));
         }
         assert_eq!(backend.level(), Level::Ok);
-        let out = backend.history().iter().find(|transition| transition.to == Level::Critical).expect("recorded");
+        let out =
+            backend.history().iter().find(|transition| transition.to == Level::Critical).expect("recorded");
         assert_eq!(out.result.outcome.status, CheckStatus::IoError);
         assert_eq!(out.reason, "0 of the last 2 results good; last: IO_ERROR");
     }
@@ -188,7 +191,10 @@ mod tests {
         let mut backend = backend();
         backend.observe(result(CheckStatus::Ok));
         let out = backend.set_offline(true, NOW).expect("a transition");
-        assert_eq!((out.to, out.healthy, out.result.outcome.status), (Level::Unknown, false, CheckStatus::Offline));
+        assert_eq!(
+            (out.to, out.healthy, out.result.outcome.status),
+            (Level::Unknown, false, CheckStatus::Offline)
+        );
         assert_eq!(backend.observe(result(CheckStatus::Ok)), None, "a check that was under way");
         assert_eq!(backend.result().outcome.status, CheckStatus::Offline);
         assert_eq!(backend.reason(), "offline: not checked");

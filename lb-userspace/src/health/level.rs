@@ -153,9 +153,11 @@ impl SetLevel {
     /// `3 of 4 backends OK; CRITICAL: 10.0.1.13:8080`
     fn tally(&self) -> String {
         let mut text = format!("{} of {} backends OK", self.ok, self.total);
-        for (level, names) in
-            [(Level::Critical, &self.critical), (Level::Warning, &self.warning), (Level::Unknown, &self.unknown)]
-        {
+        for (level, names) in [
+            (Level::Critical, &self.critical),
+            (Level::Warning, &self.warning),
+            (Level::Unknown, &self.unknown),
+        ] {
             if !names.is_empty() {
                 text += &format!("; {level}: {}", listed(names));
             }
@@ -294,11 +296,10 @@ mod tests {
     fn l6_everybody_but_the_good_is_named() {
         let found = set(&members("OWCUOoc"), true, MinHealthy::Half);
         assert_eq!((found.total, found.ok), (5, 2));
-        assert_eq!((found.warning, found.critical, found.unknown), (
-            vec!["b1".into()],
-            vec!["b2".into()],
-            vec!["b3".into()]
-        ));
+        assert_eq!(
+            (found.warning, found.critical, found.unknown),
+            (vec!["b1".into()], vec!["b2".into()], vec!["b3".into()])
+        );
         assert_eq!(found.verdict.reason, "2 of 5 backends OK; CRITICAL: b2; WARNING: b1; UNKNOWN: b3");
     }
 

@@ -96,15 +96,7 @@ pub struct Outcome {
 impl Outcome {
     /// A bare verdict.
     pub const fn new(status: CheckStatus) -> Self {
-        Self {
-            status,
-            msg: None,
-            status_code: None,
-            expected: None,
-            code: None,
-            errno: None,
-            syscall: None,
-        }
+        Self { status, msg: None, status_code: None, expected: None, code: None, errno: None, syscall: None }
     }
 
     /// Whether the backend is good, bad, or the outcome says nothing about it.
@@ -192,7 +184,10 @@ impl CheckResult {
 }
 
 /// Serialises a time as RFC 3339 with exactly three decimals.
-pub(super) fn serialize_milliseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_milliseconds<S: Serializer>(
+    time: &Timestamp,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }
 
@@ -231,8 +226,7 @@ mod tests {
     #[test]
     fn l9_a_result_carries_where_and_when() {
         let source = "10.0.1.2".parse().ok();
-        let result =
-            CheckResult::made(Outcome::new(CheckStatus::Ok), source, Duration::from_micros(1_234));
+        let result = CheckResult::made(Outcome::new(CheckStatus::Ok), source, Duration::from_micros(1_234));
         let value = serde_json::to_value(&result).expect("serialises");
         assert_eq!(value["sourceIpAddress"], "10.0.1.2");
         assert_eq!(value["latencyMs"], 1.23);

@@ -29,7 +29,8 @@ enum Answer {
 
 impl Question {
     pub(super) fn new(check: &DnsCheck) -> Result<Self, String> {
-        let mut name = Name::from_ascii(&check.name).map_err(|error| format!("dns.name {:?}: {error}", check.name))?;
+        let mut name =
+            Name::from_ascii(&check.name).map_err(|error| format!("dns.name {:?}: {error}", check.name))?;
         name.set_fqdn(true);
         let mut query = Query::query(name, record_type(check.record_type));
         query.set_query_class(match check.class {
@@ -95,7 +96,9 @@ impl Question {
     /// Reads header and question only: what follows has no bearing on the verdict, and may be truncated (TC).
     fn recognise(&self, id: u16, bytes: &[u8]) -> Answer {
         let mut decoder = BinDecoder::new(bytes);
-        let Ok(header) = Header::read(&mut decoder) else { return Answer::Strange("the answer is not a DNS message") };
+        let Ok(header) = Header::read(&mut decoder) else {
+            return Answer::Strange("the answer is not a DNS message");
+        };
         if header.message_type != MessageType::Response {
             return Answer::Strange("the answer is not a DNS response");
         }
@@ -217,7 +220,8 @@ mod tests {
                     Err(failure) => {
                         assert_ne!(sent, accepted);
                         let expected = accepted.word().to_owned();
-                        let failed = Failure::Rcode { found: number(sent), name: sent.word().into(), expected };
+                        let failed =
+                            Failure::Rcode { found: number(sent), name: sent.word().into(), expected };
                         assert_eq!(failure, failed);
                     }
                 }
@@ -242,7 +246,10 @@ mod tests {
         assert_eq!(strange(&|bytes| bytes[2] &= 0x7f), "the answer is not a DNS response");
         assert_eq!(strange(&|bytes| bytes[13] ^= 1), "the answer is to another DNS question");
         assert_eq!(strange(&|bytes| bytes[5] = 0), "the answer is to another DNS question");
-        assert_eq!(strange(&|bytes| *bytes.last_mut().expect("not empty") = 3), "the answer is to another DNS question");
+        assert_eq!(
+            strange(&|bytes| *bytes.last_mut().expect("not empty") = 3),
+            "the answer is to another DNS question"
+        );
         assert_eq!(strange(&|bytes| bytes.truncate(11)), "the answer is not a DNS message");
         assert_eq!(strange(&|bytes| bytes.truncate(20)), "the answer is to another DNS question");
     }

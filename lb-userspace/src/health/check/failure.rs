@@ -103,7 +103,9 @@ impl Failure {
             Self::Backtracking => mismatch(Some("BACKTRACK_LIMIT")),
             Self::WrongProtocol => eproto(None),
             Self::Protocol(msg) => eproto(Some(msg)),
-            Self::Certificate { code, msg } => Outcome { msg: Some(msg), code: Some(code.into()), ..io_error },
+            Self::Certificate { code, msg } => {
+                Outcome { msg: Some(msg), code: Some(code.into()), ..io_error }
+            }
             Self::Closed => {
                 Outcome { msg: Some("connection closed before the whole answer".into()), ..io_error }
             }

@@ -71,7 +71,9 @@ impl Request {
             .header(CONNECTION, "close")
             .send();
         let response = match attempt.within(Waiting::Answer, request).await {
-            Err(_) if !connected.load(Ordering::Relaxed) => return Err(Failure::TimedOut(self.before_answer())),
+            Err(_) if !connected.load(Ordering::Relaxed) => {
+                return Err(Failure::TimedOut(self.before_answer()));
+            }
             ended => ended?.map_err(|error| failure_of(&error, attempt))?,
         };
         self.judge(response, attempt).await
@@ -106,7 +108,11 @@ impl Request {
         let Some((regex, max_body_bytes)) = &self.body else { return Ok(()) };
         let mut body = Vec::new();
         while body.len() < *max_body_bytes {
-            match attempt.within(Waiting::Answer, response.chunk()).await?.map_err(|error| body_failure(&error))? {
+            match attempt
+                .within(Waiting::Answer, response.chunk())
+                .await?
+                .map_err(|error| body_failure(&error))?
+            {
                 Some(chunk) => body.extend_from_slice(&chunk),
                 None => break,
             }

@@ -146,9 +146,8 @@ impl Check {
         let prepared = match &spec.kind {
             CheckKind::Tcp(payload) => Ok(Prepared::Tcp(payload.clone())),
             CheckKind::Udp(payload) => Ok(Prepared::Udp(payload.clone())),
-            CheckKind::Http(check) => {
-                http::Request::new(check, spec.target, shared).map(|request| Prepared::Http(Box::new(request)))
-            }
+            CheckKind::Http(check) => http::Request::new(check, spec.target, shared)
+                .map(|request| Prepared::Http(Box::new(request))),
             CheckKind::Dns { dns } => dns::Question::new(dns).map(Prepared::Dns),
         };
         let prepared = prepared.unwrap_or_else(Prepared::Unusable);

@@ -104,7 +104,8 @@ impl Netlink {
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         let (answer, _) = self.socket.recv_from_full()?;
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
+        let message =
+            NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
         match message.payload {
             NetlinkPayload::InnerMessage(message) => Ok(message),
             NetlinkPayload::Error(error) => Err(error.to_io()),

@@ -1,0 +1,69 @@
+//! The packet tests: the real XDP program under BPF_PROG_TEST_RUN. Each case of `tests/packets/*.toml` shows as
+//! two tests, `TOPIC::v4::NAME` and `TOPIC::v6::NAME`; what needs more than a case can say is in the modules here.
+//!
+//! The executable needs root and its case files, no network: `LB_PACKET_CASES` names their folder where the
+//! sources are not at hand, as inside of a virtual machine.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use lb_tests::packets::case::CaseFile;
+use lb_tests::packets::{Family, Network, play};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    match trials() {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Folder of the case files.
+fn cases() -> PathBuf {
+    env::var_os("LB_PACKET_CASES")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/packets")), PathBuf::from)
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let folder = cases();
+    let network = Arc::new(Network::read(&folder)?);
+    let mut trials = Vec::new();
+    for file in CaseFile::read_all(&folder)? {
+        let file = Arc::new(file);
+        for index in 0..file.topic.cases.len() {
+            for family in [Family::V4, Family::V6] {
+                trials.extend(trial_of_case(&file, index, &network, family));
+            }
+        }
+    }
+    Ok(trials)
+}
+
+/// A case as a test, unless it is for the other IP version.
+fn trial_of_case(
+    file: &Arc<CaseFile>,
+    index: usize,
+    network: &Arc<Network>,
+    family: Family,
+) -> Option<Trial> {
+    let case = &file.topic.cases[index];
+    if case.family.is_some_and(|only| only != family) {
+        return None;
+    }
+    let name = format!("{}::{family}::{}", file.name(), case.name.get_ref());
+    let (file, network) = (Arc::clone(file), Arc::clone(network));
+    Some(Trial::test(name, move || {
+        play::play(&file, &file.topic.cases[index], &network, family).map_err(failed)
+    }))
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    format!("{error:?}").into()
+}
