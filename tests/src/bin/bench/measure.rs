@@ -64,7 +64,10 @@ impl Bench {
         if case.subject != Subject::NewTcp {
             check_packets(&mut self.replay, balancer, case, &packet)?;
         }
-        let nanoseconds = timed_run(&mut self.replay, balancer, case, &packet)?;
+        let mut nanoseconds = f64::INFINITY;
+        for _ in 0..case.attempts() {
+            nanoseconds = nanoseconds.min(timed_run(&mut self.replay, balancer, case, &packet)?);
+        }
         check_packets(&mut self.replay, balancer, case, &packet)?;
         Ok(nanoseconds)
     }
