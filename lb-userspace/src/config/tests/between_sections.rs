@@ -197,6 +197,7 @@ fn a_set_has_somebody_to_give_flows_to() {
         "true",
         &["every backend", "backup = false"],
     );
+    assert_eq!(refused(&text).warnings, []);
     let text = both("weight = 0");
     assert_only_error(&text, "backend_set.web.backend[0].weight", "0", &["every backend", "1 to 1000"]);
 
