@@ -5,6 +5,8 @@
 //! are handed to. The kernel's announcements keep all three current. Since the XDP program's packets pass by the
 //! kernel's neighbour code, the kernel would never verify an entry by itself: whatever is neither fresh nor being
 //! verified is solicited every few seconds, so that an address that died or moved to another machine is noticed.
+//! (The kernel sends such IPv6 solicitations from the link-local address only: an interface without one cannot resolve
+//! its neighbours this way.)
 
 mod events;
 mod table;
@@ -70,7 +72,11 @@ impl Resolver {
     pub async fn first_round(&self, limit: Duration) -> bool {
         let mut ways = self.ways.clone();
         let settled = ways.wait_for(|ways| {
-            self.watched.borrow().iter().all(|address| ways.get(address).is_some_and(Way::is_settled))
+            let watched = self.watched.borrow();
+            // The keys are the watched addresses as soon as the task has taken note of them; both are in order.
+            let mut pairs = watched.iter().zip(ways);
+            ways.len() == watched.len()
+                && pairs.all(|(address, (key, way))| address == key && way.is_settled())
         });
         matches!(tokio::time::timeout(limit, settled).await, Ok(Ok(_)))
     }

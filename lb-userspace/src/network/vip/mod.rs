@@ -29,7 +29,7 @@ pub struct Assigned {
 }
 
 /// Adds each of `vips` that is not on the host yet, and returns those that are this program's: the ones just added
-/// and the ones an earlier process added. They are the ones to [`announce`].
+/// and the ones an earlier process added. They are the ones to [`announce()`].
 ///
 /// An address goes to the one of `interfaces` whose connected prefix contains it (the longest, if several do), else
 /// to the first. The host never chooses it as source of its own connections: IPv4 addresses have scope `host`, IPv6
