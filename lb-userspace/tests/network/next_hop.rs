@@ -223,6 +223,22 @@ fn routes_links_and_addresses_that_come_and_go_are_followed() {
 }
 
 #[test]
+fn an_ipv6_backend_waits_for_a_link_local_address_to_be_asked_from() {
+    let _peer = balancer_and_peer();
+    ip(&format!("-6 address flush dev {LINK} scope link"));
+    run(async {
+        let resolver = resolver(&["fd00:1::10"]);
+        let way = wait_for(&resolver, "fd00:1::10", |way| way.problem.is_some()).await;
+        assert_eq!(way.problem, Some(Problem::NoLinkLocal { interface: LINK.into() }));
+        assert!(!resolver.first_round(Duration::ZERO).await);
+        ip(&format!("-6 address add fe80::5/64 dev {LINK} nodad"));
+        assert!(resolver.first_round(PATIENCE).await);
+        wait_for(&resolver, "fd00:1::10", |way| peer_mac(way) == Some(PEER_MAC) && way.problem.is_none())
+            .await;
+    });
+}
+
+#[test]
 fn the_set_of_addresses_is_replaced_at_run_time() {
     let _peer = balancer_and_peer();
     run(async {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
@@ -53,6 +53,8 @@ pub(in crate::network) struct HostAddress {
     pub(in crate::network) address: IpAddr,
     /// Bits of the connected prefix.
     pub(in crate::network) prefix_len: u8,
+    /// Duplicate address detection is over, or was never needed.
+    pub(in crate::network) verified: bool,
 }
 
 /// A route as one destination uses it.
@@ -236,9 +238,12 @@ pub(in crate::network) fn neighbour(message: RouteNetlinkMessage) -> Option<(Hop
     Some((hop, Neighbour { state: message.header.state, mac }))
 }
 
-/// The address a message describes.
-pub(super) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+/// The address of this host a message describes.
+pub(in crate::network) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> {
+    let (RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message)) = message
+    else {
+        return None;
+    };
     let mut address = None;
     for attribute in message.attributes {
         match attribute {
@@ -248,8 +253,14 @@ pub(super) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> 
             _ => {}
         }
     }
-    let prefix_len = message.header.prefix_len;
-    Some(HostAddress { ifindex: message.header.index, address: address?, prefix_len })
+    let header = message.header;
+    let unverified = AddressHeaderFlags::Tentative | AddressHeaderFlags::Optimistic;
+    Some(HostAddress {
+        ifindex: header.index,
+        address: address?,
+        prefix_len: header.prefix_len,
+        verified: !header.flags.intersects(unverified),
+    })
 }
 
 /// Whether the entry of a routing table says all there is about the way: one next hop, and the source.

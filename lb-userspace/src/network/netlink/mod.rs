@@ -21,7 +21,9 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::Error;
-pub(super) use message::{Hop, HostAddress, Link, Neighbour, Route, Unroutable, link, messages, neighbour};
+pub(super) use message::{
+    Hop, HostAddress, Link, Neighbour, Route, Unroutable, host_address, link, messages, neighbour,
+};
 
 /// What asking for the route to an address says.
 pub(super) type Lookup = Result<Route, Unroutable>;
@@ -66,7 +68,7 @@ impl Netlink {
         let answers = self
             .dump(message::get_addresses())
             .map_err(|error| Error::kernel("list the addresses", error))?;
-        Ok(answers.into_iter().filter_map(message::host_address).collect())
+        Ok(answers.into_iter().filter_map(host_address).collect())
     }
 
     /// The neighbour tables of both families.
@@ -110,6 +112,9 @@ impl Netlink {
 
     /// Makes the kernel resolve a neighbour it does not know and verify one it has not heard of for a while, as if
     /// a packet had been sent to it (NTF_USE, kernel 2.6.37). An entry that is fresh or permanent stays as it is.
+    ///
+    /// An IPv6 neighbour is asked from the interface's link-local address. While there is none, nothing is sent, and
+    /// the kernel gives up on the neighbour all the same.
     pub(super) fn solicit(&mut self, hop: Hop) -> io::Result<()> {
         self.change(message::use_neighbour(hop), NLM_F_CREATE)
     }

@@ -5,8 +5,6 @@
 //! are handed to. The kernel's announcements keep all three current. Since the XDP program's packets pass by the
 //! kernel's neighbour code, the kernel would never verify an entry by itself: whatever is neither fresh nor being
 //! verified is solicited every few seconds, so that an address that died or moved to another machine is noticed.
-//! (The kernel sends such IPv6 solicitations from the link-local address only: an interface without one cannot resolve
-//! its neighbours this way.)
 
 mod events;
 mod table;

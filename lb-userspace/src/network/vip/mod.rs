@@ -159,7 +159,7 @@ mod tests {
         let link = |name: &str| Link { name: name.into(), mac: Some([2; 6]), mtu: 1500, up: true };
         let own = |ifindex, address: &str| {
             let prefix: IpNet = address.parse().expect("a prefix");
-            HostAddress { ifindex, address: prefix.addr(), prefix_len: prefix.prefix_len() }
+            HostAddress { ifindex, address: prefix.addr(), prefix_len: prefix.prefix_len(), verified: true }
         };
         Host {
             links: [(1, link("lo")), (2, link("eth0")), (3, link("eth1"))].into(),
