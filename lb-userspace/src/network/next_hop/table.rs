@@ -290,7 +290,7 @@ impl Table {
         way
     }
 
-    /// Whether the kernel has a source address for asking a neighbour; see [`super::Netlink::solicit`].
+    /// Whether the kernel has a source address for asking a neighbour; see `Netlink::solicit`.
     fn can_ask(&self, hop: Hop) -> bool {
         let first = (hop.ifindex, IpAddr::from([0; 4]));
         hop.address.is_ipv4()
