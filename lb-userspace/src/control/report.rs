@@ -175,6 +175,7 @@ fn backend_status(sources: &Sources<'_>, set: &str, backend: &config::Backend) -
         new_flows: counters.new_flows,
         active_flows: sources.census.by_backend.get(&id).copied().unwrap_or_default(),
         refused: counters.refused,
+        unanswered: sources.census.unanswered.get(&id).copied().unwrap_or_default(),
         next_hop_problem: next_hop_problem(sources, backend),
         result: health.map_or(Value::Null, |health| json!(health.result())),
     })
