@@ -102,8 +102,9 @@ fn next_flow() -> Option<u32> {
     Some(flow)
 }
 
-/// Writes the headers of a flow. A field and its complement add nothing to a checksum in ones' complement
-/// arithmetic, so the checksums of flow 0 hold for all.
+/// Writes the headers of a flow: 65,536 source addresses, then the same with the next source port. A field and
+/// its complement add nothing to a checksum in ones' complement arithmetic, so the checksums of flow 0 hold for
+/// all.
 #[inline(always)]
 fn lay_headers<const WORDS: usize>(ctx: &XdpContext, fields: &Fields, flow: u32) -> Option<()> {
     let headers = HEADERS.get(0)?;
@@ -115,9 +116,12 @@ fn lay_headers<const WORDS: usize>(ctx: &XdpContext, fields: &Fields, flow: u32)
         // SAFETY: within the bytes checked above; the target takes unaligned stores.
         unsafe { ptr::write_unaligned((packet + index * 8) as *mut u64, *word) };
     }
-    let (address, port) = (flow as u16, (FIRST_PORT + (flow >> 16) as u16).to_be());
-    // SAFETY: all fields are within the bytes checked above, at even offsets.
+    let headers = ptr::from_ref(headers) as usize;
+    // SAFETY: all fields are within the headers and within the bytes checked above, at even offsets.
     unsafe {
+        let address = (*((headers + fields.address) as *const u16)).wrapping_add(flow as u16);
+        let port = u16::from_be(*((headers + fields.port) as *const u16));
+        let port = port.wrapping_add((flow >> 16) as u16).to_be();
         *((packet + fields.address) as *mut u16) = address;
         *((packet + fields.port) as *mut u16) = port;
         *((packet + fields.balance_transport) as *mut u16) = !address;
@@ -128,9 +132,6 @@ fn lay_headers<const WORDS: usize>(ctx: &XdpContext, fields: &Fields, flow: u32)
     }
     Some(())
 }
-
-/// Source port of the first 65,536 flows; the next 65,536 have the next one.
-const FIRST_PORT: u16 = 20_000;
 
 /// Leaves for the target, whose verdict comes back as this function's. A function of its own, since a tail
 /// call ends the one it is made in.

@@ -1,7 +1,13 @@
 //! The controller of `lb`. Data flows one way: configuration → desired state → maps, and packets → counters →
 //! status.
 
+pub mod api;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod health;
+pub mod instance;
+pub mod logging;
+pub mod network;
+pub mod status;

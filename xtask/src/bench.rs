@@ -13,5 +13,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let object = ebpf::build("bench")?;
     build::lb(true)?;
     let mut bench = std::process::Command::new(target_dir().join("release/bench"));
-    command::run(bench.args(arguments).env("LB_BENCH_OBJECT", object))
+    let report = target_dir().join("bench/report.json");
+    command::run(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
 }

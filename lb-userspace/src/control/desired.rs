@@ -231,3 +231,123 @@ const fn snat(snat: Snat) -> u8 {
         Snat::Never => Listener::SNAT_NEVER,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Health::{Healthy, Unhealthy, Unknown};
+
+    /// A host on which every way is resolved, and checks that say what a test wants.
+    #[derive(Default)]
+    struct Host {
+        health: BTreeMap<&'static str, Health>,
+        unresolved: Vec<IpAddr>,
+    }
+
+    impl Surroundings for Host {
+        fn health(&self, _set: &str, backend: &str) -> Health {
+            self.health.get(backend).copied().unwrap_or(Unknown)
+        }
+
+        fn way(&self, address: IpAddr) -> Way {
+            let ifindex = u32::from(!self.unresolved.contains(&address));
+            Way { next_hop: NextHop { ifindex, ..NextHop::default() }, onlink_prefix_len: 24, mtu: 1500 }
+        }
+    }
+
+    fn host(health: &[(&'static str, Health)]) -> Host {
+        Host { health: health.iter().copied().collect(), ..Host::default() }
+    }
+
+    fn config(set: &str) -> Config {
+        let source = format!(
+            "[lb]\ninterfaces = [\"eth0\"]\n\
+             [[listener]]\nname = \"web\"\naddress = \"10.0.1.100\"\nprotocol = \"tcp_and_udp\"\nport = 80\n\
+             backend_set = \"web\"\n{set}\n\
+             [backend_set.web.health_check]\nprotocol = \"tcp\"\n"
+        );
+        config::parse(&source, "test.toml").unwrap_or_else(|report| panic!("{report}")).config
+    }
+
+    fn backend(name: &str, last: u8, more: &str) -> String {
+        format!(
+            "[[backend_set.web.backend]]\nname = \"{name}\"\naddress = \"10.0.1.{last}\"\nport = 8080\n{more}\n"
+        )
+    }
+
+    fn in_rotation(config: &Config, host: &Host) -> Vec<bool> {
+        rotation("web", &config.backend_sets["web"], host)
+    }
+
+    #[test]
+    fn only_the_healthy_are_in_rotation() {
+        let config = config(&[backend("a", 10, ""), backend("b", 11, ""), backend("c", 12, "")].concat());
+        let host = host(&[("a", Healthy), ("b", Unhealthy), ("c", Unknown)]);
+        assert_eq!(in_rotation(&config, &host), [true, false, false]);
+    }
+
+    #[test]
+    fn backups_wait_until_no_other_is_healthy() {
+        let config = config(&[backend("a", 10, ""), backend("b", 11, "backup = true")].concat());
+        assert_eq!(in_rotation(&config, &host(&[("a", Healthy), ("b", Healthy)])), [true, false]);
+        assert_eq!(in_rotation(&config, &host(&[("a", Unhealthy), ("b", Healthy)])), [false, true]);
+    }
+
+    #[test]
+    fn drained_offline_weightless_and_unreachable_ones_get_nothing() {
+        let set = [
+            backend("a", 10, "drain = true"),
+            backend("b", 11, "offline = true"),
+            backend("c", 12, "weight = 0"),
+            backend("d", 13, ""),
+            backend("e", 14, ""),
+        ];
+        let config = config(&set.concat());
+        let all = [("a", Healthy), ("b", Healthy), ("c", Healthy), ("d", Healthy), ("e", Healthy)];
+        let host = Host { unresolved: vec!["10.0.1.13".parse().unwrap()], ..host(&all) };
+        assert_eq!(in_rotation(&config, &host), [false, false, false, false, true]);
+    }
+
+    #[test]
+    fn fail_open_uses_all_that_are_neither_drained_nor_offline() {
+        let backends =
+            [backend("a", 10, ""), backend("b", 11, "drain = true"), backend("c", 12, "backup = true")];
+        let closed = config(&backends.concat());
+        let open = config(&format!("[backend_set.web]\nfail_open = true\n{}", backends.concat()));
+        let host = host(&[("a", Unhealthy), ("b", Healthy), ("c", Unhealthy)]);
+        assert_eq!(in_rotation(&closed, &host), [false, false, false]);
+        assert_eq!(in_rotation(&open, &host), [true, false, true]);
+    }
+
+    #[test]
+    fn udp_flows_of_an_unhealthy_backend_move_and_tcp_flows_stay() {
+        let config = config(&[backend("a", 10, ""), backend("b", 11, "")].concat());
+        let mut ids = Ids::default();
+        let desired =
+            Desired::compute(&config, &mut ids, &host(&[("a", Unhealthy), ("b", Healthy)])).unwrap();
+        let flags: Vec<u16> = desired.backends.values().map(|backend| backend.flags).collect();
+        assert_eq!(flags, [Backend::IN_USE | Backend::MOVE_UDP, Backend::IN_USE | Backend::IN_ROTATION]);
+    }
+
+    #[test]
+    fn a_listener_of_both_protocols_has_two_keys_and_one_id() {
+        let config = config(&backend("a", 10, ""));
+        let desired = Desired::compute(&config, &mut Ids::default(), &host(&[])).unwrap();
+        let address = "10.0.1.100".parse().unwrap();
+        let [tcp, udp] = [PROTO_TCP, PROTO_UDP].map(|protocol| desired.listeners[&(address, 80, protocol)]);
+        assert_eq!(tcp, udp);
+        assert_eq!(desired.listeners.len(), 2);
+    }
+
+    #[test]
+    fn ids_do_not_depend_on_what_came_before_once_they_are_given() {
+        let one = config(&[backend("a", 10, ""), backend("b", 11, "")].concat());
+        let other = config(&[backend("b", 11, ""), backend("c", 12, "")].concat());
+        let mut ids = Ids::default();
+        let first = Desired::compute(&one, &mut ids, &host(&[])).unwrap();
+        let second = Desired::compute(&other, &mut ids, &host(&[])).unwrap();
+        let name = |backend: &str| ("web".to_owned(), backend.to_owned());
+        assert_eq!(first.names.backends[&name("b")], second.names.backends[&name("b")]);
+        assert_ne!(first.names.backends[&name("a")], second.names.backends[&name("c")]);
+    }
+}

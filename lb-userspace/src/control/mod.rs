@@ -5,10 +5,20 @@
 //! | `ids` | gives listeners, sets and backends their stable numbers |
 //! | `desired` | configuration + health + ways → what the maps should hold (pure) |
 //! | `apply` | writes the difference between that and what they hold |
+//! | `book` | the health of each backend |
+//! | `overrides` | life-cycle changes made at run time |
+//! | `flows` | the thread that walks over the flows |
+//! | `report` | all of it → the status document |
+//! | `controller` | the loop itself |
 
 pub mod apply;
+pub mod book;
+pub mod controller;
 pub mod desired;
+pub mod flows;
 pub mod ids;
+pub mod overrides;
+pub mod report;
 
 pub use apply::Applier;
 pub use desired::{Desired, Health, Surroundings, Way};

@@ -40,6 +40,12 @@ pub struct Tick {
 }
 
 impl Tick {
+    /// A moment made up by a test.
+    #[cfg(test)]
+    pub(super) const fn new(now: u32, rate: u32) -> Self {
+        Self { now, rate }
+    }
+
     /// Time since an earlier tick, to the millisecond. A tick that seems to lie ahead, stamped after this moment
     /// was taken, is zero old.
     pub fn since(self, earlier: u32) -> Duration {

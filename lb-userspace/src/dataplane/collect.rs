@@ -208,3 +208,77 @@ fn idle_timeout<A>(key: &FlowKey<A>, half: &Flow<A>, limits: &Limits) -> Duratio
     let timeouts = limits.listeners.get(&half.listener).copied().unwrap_or_default();
     if key.protocol == PROTO_TCP { timeouts.tcp } else { timeouts.udp }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::PROTO_UDP;
+
+    const RATE: u32 = 250;
+    const NOW: u32 = 100_000_000;
+    const SYN: u8 = Flow::<Addr4>::SYN;
+    const ESTABLISHED: u8 = Flow::<Addr4>::SYN | Flow::<Addr4>::ESTABLISHED;
+    const FIN: u8 = ESTABLISHED | Flow::<Addr4>::FIN;
+    const RST: u8 = ESTABLISHED | Flow::<Addr4>::RST;
+
+    fn key(protocol: u8) -> FlowKey<Addr4> {
+        FlowKey { protocol, ..FlowKey::default() }
+    }
+
+    /// A half that was made long ago and saw its last packet some seconds ago.
+    fn half(direction: u8, seen: u8, idle_s: u32) -> Flow<Addr4> {
+        let last_seen = NOW - idle_s * RATE;
+        Flow { direction, seen, last_seen, created: last_seen - 1000 * RATE, ..Flow::default() }
+    }
+
+    /// Whether a flow is over, and whether the walk would have looked at it, from either half.
+    fn verdict(protocol: u8, (seen, idle_s): (u8, u32), (seen_back, idle_back_s): (u8, u32)) -> bool {
+        let (key, limits, now) = (key(protocol), Limits::default(), Tick::new(NOW, RATE));
+        let there = half(Flow::<Addr4>::TO_BACKEND, seen, idle_s);
+        let back = half(Flow::<Addr4>::TO_CLIENT, seen_back, idle_back_s);
+        let is_over = is_over(&key, &there, &back, now, &limits);
+        let is_noticed = may_be_over(&key, &there, now, &limits) || may_be_over(&key, &back, now, &limits);
+        assert!(is_noticed || !is_over, "a flow that is over must be noticed");
+        is_over
+    }
+
+    #[test]
+    fn half_open_flows_end_after_five_seconds() {
+        assert!(!verdict(PROTO_TCP, (SYN, 4), (SYN, 4)));
+        assert!(
+            verdict(PROTO_TCP, (SYN, 5), (SYN, 0)),
+            "a backend that repeats its SYN-ACK keeps nothing alive"
+        );
+    }
+
+    #[test]
+    fn established_flows_idle_out_by_the_younger_half() {
+        assert!(!verdict(PROTO_TCP, (ESTABLISHED, 359), (ESTABLISHED, 359)));
+        assert!(verdict(PROTO_TCP, (ESTABLISHED, 360), (ESTABLISHED, 360)));
+        assert!(!verdict(PROTO_TCP, (ESTABLISHED, 5000), (ESTABLISHED, 1)), "a long download");
+        assert!(!verdict(PROTO_UDP, (ESTABLISHED, 119), (0, 119)));
+        assert!(verdict(PROTO_UDP, (ESTABLISHED, 120), (0, 500)));
+    }
+
+    #[test]
+    fn closed_flows_end_after_ten_seconds() {
+        assert!(!verdict(PROTO_TCP, (FIN, 9), (FIN, 9)));
+        assert!(verdict(PROTO_TCP, (FIN, 10), (FIN, 10)));
+        assert!(!verdict(PROTO_TCP, (FIN, 10), (ESTABLISHED, 10)), "half closed is not closed");
+        assert!(verdict(PROTO_TCP, (ESTABLISHED, 10), (RST, 10)));
+        assert!(
+            !verdict(PROTO_TCP, (ESTABLISHED, 0), (RST, 30)),
+            "a forged RST does not end a flow that goes on"
+        );
+    }
+
+    #[test]
+    fn flows_of_a_cut_backend_end_at_once() {
+        let limits = Limits { cut: BTreeSet::from([0]), ..Limits::default() };
+        let there = half(Flow::<Addr4>::TO_BACKEND, ESTABLISHED, 0);
+        let back = half(Flow::<Addr4>::TO_CLIENT, ESTABLISHED, 0);
+        let now = Tick::new(NOW, RATE);
+        assert!(may_be_over(&key(PROTO_TCP), &there, now, &limits));
+        assert!(is_over(&key(PROTO_TCP), &there, &back, now, &limits));
+    }
+}

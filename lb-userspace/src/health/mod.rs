@@ -23,6 +23,7 @@ pub mod check;
 pub mod history;
 pub mod level;
 pub mod result;
+pub mod schedule;
 pub mod state;
 
 pub use backend::BackendHealth;
@@ -30,3 +31,4 @@ pub use check::{CheckId, CheckSpec};
 pub use history::Transition;
 pub use level::Level;
 pub use result::{CheckResult, CheckStatus, Outcome};
+pub use schedule::Scheduler;

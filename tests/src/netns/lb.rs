@@ -36,7 +36,7 @@ impl Lb {
     /// also goes to standard error.
     pub fn run(host: &Host, config: &Path, echo: bool) -> Result<Self> {
         let mut command = host.command(binary("lb")?);
-        command.args(["run", "--config"]).arg(config).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        command.args(["run", "--config"]).arg(config).env("LB_LOG", "info").env("NO_COLOR", "1");
         let controller = host.start("lb run", command, echo)?;
         controller.wait_for_line("ready", START)?;
         Ok(Self { host: host.clone(), controller })

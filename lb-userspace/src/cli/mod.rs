@@ -1,0 +1,153 @@
+//! The commands, one file each.
+
+mod ask;
+mod check;
+mod detach;
+mod run;
+mod show;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::api::Action;
+use crate::instance::Instance;
+
+/// Exit status: it went well, or the instance is OK.
+const OK: u8 = 0;
+/// Exit status: it failed.
+const FAILED: u8 = 1;
+/// Exit status: the configuration is refused.
+const BAD_CONFIG: u8 = 2;
+/// Exit status: no such instance runs.
+const NOT_RUNNING: u8 = 4;
+
+/// Layer-4 load balancer: an XDP program translates packets, this program checks backends and feeds it.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Names a running instance.
+#[derive(Clone, Debug, Args)]
+struct Target {
+    /// Name of the instance
+    #[arg(long, default_value = "lb", value_name = "NAME")]
+    instance: String,
+}
+
+impl Target {
+    fn instance(&self) -> Result<Instance> {
+        Instance::new(&self.instance)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load and attach the data plane, or adopt the pinned one; check backends; stay in the foreground
+    Run(run::Run),
+    /// Validate a configuration, apply nothing; exit status 2 with every error
+    Check(check::Check),
+    /// Print a configuration with every default spelled out; without --config, the one that runs now
+    Show(show::Show),
+    /// Print health, rotation and counters; exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, 4 not running
+    Status(status::Status),
+    /// Print the last transitions of each backend, with the reason
+    History(ask::History),
+    /// Read the configuration file again and apply what changed; if it is refused, the running one stays
+    Reload(Target),
+    /// Give a backend no new flows; existing ones go on
+    Drain(ask::Backend),
+    /// End a drain
+    Undrain(ask::Backend),
+    /// Stop traffic to a backend, and its checks
+    Offline(ask::Backend),
+    /// End that
+    Online(ask::Backend),
+    /// Remove the data plane, its pins and the addresses it assigned
+    Detach(Target),
+    /// Say why backends are bad and what to try (not supported yet)
+    Diagnose(Later),
+    /// List live flows (not supported yet)
+    Connections(Later),
+    /// Ask the loaded program what it would do with a packet (not supported yet)
+    Explain(Later),
+    /// Live view (not supported yet)
+    Top(Later),
+    /// Examine the host (not supported yet)
+    Doctor(Later),
+}
+
+/// Arguments of a command that this version does not have yet.
+#[derive(Debug, Args)]
+struct Later {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _arguments: Vec<String>,
+}
+
+/// The path of a configuration file.
+#[derive(Clone, Debug, Args)]
+struct ConfigFile {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(dispatch(cli.command)));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("lb: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> Result<u8> {
+    match command {
+        Command::Run(run) => run.execute().await,
+        Command::Check(check) => check.execute(),
+        Command::Show(show) => show.execute().await,
+        Command::Status(status) => status.execute().await,
+        Command::History(history) => history.execute().await,
+        Command::Reload(target) => ask::reload(&target.instance()?).await,
+        Command::Drain(backend) => backend.execute(Action::Drain).await,
+        Command::Undrain(backend) => backend.execute(Action::Undrain).await,
+        Command::Offline(backend) => backend.execute(Action::Offline).await,
+        Command::Online(backend) => backend.execute(Action::Online).await,
+        Command::Detach(target) => detach::execute(&target.instance()?).await,
+        Command::Diagnose(_) => later("diagnose"),
+        Command::Connections(_) => later("connections"),
+        Command::Explain(_) => later("explain"),
+        Command::Top(_) => later("top"),
+        Command::Doctor(_) => later("doctor"),
+    }
+}
+
+fn later(command: &str) -> Result<u8> {
+    eprintln!("lb {command}: not supported yet in version {}", env!("CARGO_PKG_VERSION"));
+    Ok(FAILED)
+}
+
+/// Says that an instance does not run.
+fn not_running(instance: &Instance) -> u8 {
+    eprintln!(
+        "lb: instance `{}` is not running (nobody answers at {})",
+        instance.name(),
+        instance.socket().display()
+    );
+    NOT_RUNNING
+}

@@ -1,0 +1,53 @@
+//! `lb run`
+
+use anyhow::Result;
+use clap::Args;
+use tracing::warn;
+
+use super::{BAD_CONFIG, ConfigFile, OK, Target, detach};
+use crate::config::{self, OnExit};
+use crate::control::controller::{Controller, Stopped};
+use crate::instance;
+use crate::logging::{self, Format};
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    target: Target,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+    /// Let the XDP program log each packet it drops; slow, for debugging
+    #[arg(long)]
+    packet_log: bool,
+}
+
+impl Run {
+    pub(super) async fn execute(&self) -> Result<u8> {
+        let loaded = match config::load(&self.file.config) {
+            Ok(loaded) => loaded,
+            Err(report) => {
+                eprint!("{report}");
+                return Ok(BAD_CONFIG);
+            }
+        };
+        logging::start(self.log_format)?;
+        for warning in &loaded.warnings {
+            warn!("{warning}");
+        }
+        let instance = self.target.instance()?;
+        let lock = instance.lock()?;
+        instance::ensure_bpffs()?;
+        let controller =
+            Controller::start(instance.clone(), self.file.config.clone(), loaded.config, self.packet_log)
+                .await?;
+        let (stopped, on_exit) = controller.run().await?;
+        if stopped == Stopped::ToDetach || on_exit == OnExit::Detach {
+            detach::remove(&instance)?;
+        }
+        drop(lock);
+        Ok(OK)
+    }
+}

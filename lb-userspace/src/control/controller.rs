@@ -1,0 +1,468 @@
+//! The controller's loop: results of checks, ways to backends, questions and signals come in; the maps follow.
+//!
+//! Changes are gathered for a moment and applied together, so that a rack that fails is one change and not forty.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::apply::Applier;
+use super::book::Book;
+use super::desired::{Desired, Health, Surroundings, Way};
+use super::flows::Flows;
+use super::overrides::Overrides;
+use super::report::{self, Sources};
+use crate::api::{self, Answer, Call, Question};
+use crate::config::{self, Config, OnExit};
+use crate::dataplane::collect::IdleTimeouts;
+use crate::dataplane::{AttachedMode, Dataplane, Limits, LoadOptions, Origin};
+use crate::health::schedule::Scheduler;
+use crate::health::{CheckId, CheckResult};
+use crate::instance::Instance;
+use crate::network::next_hop::{Resolver, Ways};
+use crate::network::vip;
+
+/// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// How long a start waits for neighbours to answer before it goes on without them.
+const NEIGHBOUR_WAIT: Duration = Duration::from_secs(1);
+
+/// How often the ids of removed backends are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How long a status waits for a fresh count of flows.
+const FRESH_CENSUS: Duration = Duration::from_millis(200);
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// By a signal.
+    BySignal,
+    /// To remove the data plane.
+    ToDetach,
+}
+
+/// Everything the loop owns.
+pub struct Controller {
+    instance: Instance,
+    file: PathBuf,
+    loaded_at: Timestamp,
+    last_reload_error: Option<String>,
+    reload_failures: u64,
+    /// What the file says.
+    config: Config,
+    overrides: Overrides,
+    dataplane: Dataplane,
+    attached: Vec<(String, AttachedMode)>,
+    applier: Applier,
+    desired: Desired,
+    book: Book,
+    scheduler: Scheduler,
+    results: mpsc::UnboundedReceiver<(CheckId, CheckResult)>,
+    resolver: Resolver,
+    ways: watch::Receiver<Ways>,
+    flows: Flows,
+    drains: BTreeMap<u32, Instant>,
+    calls: mpsc::Receiver<Call>,
+}
+
+/// What the desired state depends on, as the controller knows it.
+struct Known<'a> {
+    book: &'a Book,
+    ways: &'a Ways,
+}
+
+impl Surroundings for Known<'_> {
+    fn health(&self, set: &str, backend: &str) -> Health {
+        self.book.health(set, backend)
+    }
+
+    fn way(&self, address: IpAddr) -> Way {
+        let Some(way) = self.ways.get(&address) else { return Way::default() };
+        Way {
+            next_hop: way.next_hop.unwrap_or_default(),
+            onlink_prefix_len: way.onlink_prefix_len,
+            mtu: way.mtu,
+        }
+    }
+}
+
+impl Controller {
+    /// Loads or adopts the data plane and attaches it. When this returns, every listener forwards as far as the
+    /// health of its backends is known.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the program, an interface cannot be attached to, or the host cannot be configured.
+    pub async fn start(instance: Instance, file: PathBuf, config: Config, packet_log: bool) -> Result<Self> {
+        let options = LoadOptions {
+            pins: Some(instance.pins()),
+            max_connections: config.lb.max_connections,
+            packet_log,
+        };
+        let mut dataplane = Dataplane::load(&options)?;
+        if dataplane.origin == Origin::Adopted {
+            info!("adopted the pinned data plane; its flows go on");
+        }
+        if packet_log {
+            log_packets(&mut dataplane)?;
+        }
+        let applier = Applier::read(&dataplane.maps)?;
+        let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
+        let resolver =
+            Resolver::new(config.lb.interfaces.clone()).context("cannot follow routes and neighbours")?;
+        let (found, results) = mpsc::unbounded_channel();
+        let (ask, calls) = mpsc::channel(16);
+        let mut controller = Self {
+            book: Book::inherit(&config, &applier),
+            overrides: Overrides::default(),
+            loaded_at: Timestamp::now(),
+            last_reload_error: None,
+            reload_failures: 0,
+            scheduler: Scheduler::start(found),
+            ways: resolver.ways(),
+            results,
+            attached: Vec::new(),
+            desired: Desired::default(),
+            drains: BTreeMap::new(),
+            instance,
+            file,
+            config,
+            dataplane,
+            applier,
+            resolver,
+            flows,
+            calls,
+        };
+        controller.watch_backends();
+        controller.resolver.first_round(NEIGHBOUR_WAIT).await;
+        controller.apply()?;
+        controller.attach()?;
+        controller.assign_vips()?;
+        api::serve(&controller.instance.socket(), ask)?;
+        Ok(controller)
+    }
+
+    /// Runs until a signal or a request ends it. Says why, and what the configuration wants to become of the data
+    /// plane.
+    ///
+    /// # Errors
+    ///
+    /// If signals cannot be handled.
+    pub async fn run(mut self) -> Result<(Stopped, OnExit)> {
+        let mut terminate = stop_signals()?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut apply_at: Option<Instant> = None;
+        println!("ready");
+        let stopped = loop {
+            tokio::select! {
+                biased;
+                () = until(apply_at) => {
+                    apply_at = None;
+                    self.apply_or_complain();
+                }
+                Some((check, result)) = self.results.recv() => {
+                    if self.book.record(&check, result) {
+                        apply_at.get_or_insert(Instant::now() + GATHER);
+                    }
+                }
+                Ok(()) = self.ways.changed() => {
+                    apply_at.get_or_insert(Instant::now() + GATHER);
+                }
+                Some((question, reply)) = self.calls.recv() => {
+                    let is_detach = question == Question::Detach;
+                    let answer = self.answer(question).await;
+                    let _ = reply.send(answer);
+                    if is_detach {
+                        break Stopped::ToDetach;
+                    }
+                }
+                _ = hang_up.recv() => self.reload_or_complain().await,
+                () = any(&mut terminate) => break Stopped::BySignal,
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        };
+        info!("stopping; {}", farewell(stopped, self.config.lb.on_exit));
+        Ok((stopped, self.config.lb.on_exit))
+    }
+
+    /// Brings the maps to what is desired now.
+    fn apply(&mut self) -> Result<()> {
+        let config = self.overrides.applied_to(&self.config);
+        let ways = self.ways.borrow_and_update().clone();
+        let known = Known { book: &self.book, ways: &ways };
+        let desired = Desired::compute(&config, &mut self.applier.ids, &known)?;
+        // Installing a table waits for packets that still read the old one: other tasks must go on meanwhile.
+        tokio::task::block_in_place(|| self.applier.apply(&mut self.dataplane.maps, &desired))?;
+        self.desired = desired;
+        self.note_drains(&config);
+        self.flows.set_limits(self.limits(&config));
+        Ok(())
+    }
+
+    fn apply_or_complain(&mut self) {
+        if let Err(error) = self.apply() {
+            error!("cannot apply a change: {error:#}; the maps keep what they hold");
+        }
+    }
+
+    /// Tells the resolver and the scheduler what the configuration names.
+    fn watch_backends(&mut self) {
+        let config = self.overrides.applied_to(&self.config);
+        let backends = config.backend_sets.values().flat_map(|set| &set.backends);
+        self.resolver.watch(backends.map(|backend| backend.address).collect());
+        self.book.follow(&config);
+        self.scheduler.update(self.book.checks(&config));
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let wanted = self.config.lb.interfaces.clone();
+        let mut attached = Vec::new();
+        for interface in &wanted {
+            attached.push((interface.clone(), self.dataplane.attach(interface, self.config.lb.xdp_mode)?));
+        }
+        self.attached = attached;
+        for interface in self.dataplane.pinned_interfaces()? {
+            if !wanted.contains(&interface) {
+                info!(interface, "detached: the configuration no longer names it");
+                self.dataplane.detach_interface(&interface)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost.
+    fn assign_vips(&self) -> Result<()> {
+        let vips: BTreeSet<IpAddr> = match self.config.lb.assign_vips {
+            true => self.config.listeners.iter().map(|listener| listener.address).collect(),
+            false => BTreeSet::new(),
+        };
+        let run_dir = self.instance.run_dir();
+        vip::release(&run_dir, &vips).context("cannot remove the addresses that are no longer VIPs")?;
+        let assigned =
+            vip::assign(&run_dir, &vips, &self.config.lb.interfaces).context("cannot assign the VIPs")?;
+        tokio::spawn(async move { vip::announce(&assigned).await });
+        Ok(())
+    }
+
+    /// Starts the clock of each drain that has begun, and forgets those that were ended.
+    fn note_drains(&mut self, config: &Config) {
+        let mut draining = BTreeMap::new();
+        for (set_name, set) in &config.backend_sets {
+            let Some(timeout) = drain_timeout(set) else { continue };
+            for backend in set.backends.iter().filter(|backend| backend.drain) {
+                if let Some(&id) = self.desired.names.backends.get(&(set_name.clone(), backend.name.clone()))
+                {
+                    draining.insert(id, timeout);
+                }
+            }
+        }
+        for (&id, backend) in self.applier.backends() {
+            if backend.has(lb_common::Backend::REMOVED) {
+                draining.entry(id).or_insert(REMOVED_DRAIN);
+            }
+        }
+        let now = Instant::now();
+        self.drains.retain(|id, _| draining.contains_key(id));
+        for (id, timeout) in draining {
+            self.drains.entry(id).or_insert(now + timeout);
+        }
+    }
+
+    /// What the collector of idle flows must know.
+    fn limits(&self, config: &Config) -> Limits {
+        let mut limits = Limits::default();
+        for listener in self.desired.listeners.values() {
+            let timeouts = IdleTimeouts {
+                tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
+                udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
+            };
+            limits.listeners.insert(listener.id, timeouts);
+        }
+        for (set_name, set) in &config.backend_sets {
+            for backend in set.backends.iter().filter(|backend| backend.offline) {
+                limits.cut.extend(self.desired.names.backends.get(&(set_name.clone(), backend.name.clone())));
+            }
+        }
+        let now = Instant::now();
+        limits.cut.extend(self.drains.iter().filter(|(_, deadline)| **deadline <= now).map(|(&id, _)| id));
+        limits
+    }
+
+    /// Ends drains that have lasted long enough and frees the ids of removed backends without flows.
+    fn keep_house(&mut self) {
+        let census = self.flows.census();
+        let has_flows = |id| census.by_backend.contains_key(&id);
+        match self.applier.forget_backends(&mut self.dataplane.maps, has_flows) {
+            Ok(forgotten) => self.drains.retain(|id, _| !forgotten.contains(id)),
+            Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
+        }
+        let config = self.overrides.applied_to(&self.config);
+        self.flows.set_limits(self.limits(&config));
+    }
+
+    async fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Status => {
+                self.flows.walk_now(FRESH_CENSUS).await;
+                self.status().map_or_else(failed, Answer::Document)
+            }
+            Question::Config => {
+                Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
+            }
+            Question::History { set, backend } => self.book.history(set.as_deref(), backend.as_deref()),
+            Question::Reload => match self.reload().await {
+                Ok(()) => Answer::Document(json!({ "reloaded": true })),
+                Err(Refusal::Config(report)) => {
+                    Answer::Refused(json!({ "error": "the file was refused", "report": report }))
+                }
+                Err(Refusal::Host(error)) => failed(error),
+            },
+            Question::Backend { set, backend, action } => {
+                if let Err(message) = self.overrides.set(&self.config, &set, &backend, action) {
+                    return Answer::NotFound(message);
+                }
+                info!(set, backend, action = action.word(), "life-cycle changed by request");
+                self.watch_backends();
+                self.apply().map_or_else(failed, |()| Answer::Document(json!({ "done": true })))
+            }
+            Question::Detach => Answer::Document(json!({ "detaching": true })),
+        }
+    }
+
+    fn status(&mut self) -> Result<serde_json::Value> {
+        let program_id = self.dataplane.program()?.info().context("cannot look at the program")?.id();
+        let config = self.overrides.applied_to(&self.config);
+        let status = report::status(&Sources {
+            instance: self.instance.name(),
+            file: &self.file,
+            loaded_at: self.loaded_at,
+            last_reload_error: self.last_reload_error.as_deref(),
+            reload_failures: self.reload_failures,
+            config: &config,
+            attached: &self.attached,
+            program_id,
+            desired: &self.desired,
+            book: &self.book,
+            ways: &self.ways.borrow(),
+            census: &self.flows.census(),
+            maps: &self.dataplane.maps,
+        })?;
+        serde_json::to_value(status).context("cannot write the status")
+    }
+
+    async fn reload_or_complain(&mut self) {
+        match self.reload().await {
+            Ok(()) => {}
+            Err(Refusal::Config(report)) => {
+                warn!("the file was refused, the running configuration stays:\n{report}")
+            }
+            Err(Refusal::Host(error)) => error!("the reload failed: {error:#}"),
+        }
+    }
+
+    /// Reads the file again. A file that is refused changes nothing but the count of refusals.
+    async fn reload(&mut self) -> Result<(), Refusal> {
+        let loaded = config::load(&self.file).map_err(|report| {
+            self.reload_failures += 1;
+            self.last_reload_error = Some(report.to_string());
+            Refusal::Config(report.to_string())
+        })?;
+        for warning in &loaded.warnings {
+            warn!("{warning}");
+        }
+        self.last_reload_error = None;
+        if loaded.config == self.config {
+            info!("the file has not changed");
+            return Ok(());
+        }
+        self.config = loaded.config;
+        self.overrides = Overrides::default();
+        self.loaded_at = Timestamp::now();
+        self.resolver = Resolver::new(self.config.lb.interfaces.clone())
+            .context("cannot follow routes and neighbours")
+            .map_err(Refusal::Host)?;
+        self.ways = self.resolver.ways();
+        self.watch_backends();
+        self.resolver.first_round(NEIGHBOUR_WAIT).await;
+        self.apply().map_err(Refusal::Host)?;
+        self.attach().map_err(Refusal::Host)?;
+        self.assign_vips().map_err(Refusal::Host)?;
+        info!("reloaded");
+        Ok(())
+    }
+}
+
+/// How long a backend that the configuration has lost may drain, since the set that could say so may be gone: the
+/// default of `drain_timeout_s`.
+const REMOVED_DRAIN: Duration = Duration::from_secs(300);
+
+/// Why a reload did not happen.
+enum Refusal {
+    /// The file is wrong.
+    Config(String),
+    /// The host cannot be brought to what the file says.
+    Host(anyhow::Error),
+}
+
+fn drain_timeout(set: &config::BackendSet) -> Option<Duration> {
+    (set.drain_timeout_s > 0).then(|| Duration::from_secs(set.drain_timeout_s.into()))
+}
+
+fn failed(error: anyhow::Error) -> Answer {
+    Answer::Failed(format!("{error:#}"))
+}
+
+fn farewell(stopped: Stopped, on_exit: OnExit) -> &'static str {
+    match (stopped, on_exit) {
+        (Stopped::BySignal, OnExit::Keep) => {
+            "the data plane goes on forwarding until `lb detach` or the next `lb run`"
+        }
+        _ => "the data plane is removed",
+    }
+}
+
+fn stop_signals() -> Result<[Signal; 2]> {
+    let terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok([terminate, interrupt])
+}
+
+async fn any([one, other]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Carries what the XDP program logs into our log.
+fn log_packets(dataplane: &mut Dataplane) -> Result<()> {
+    let mut logger =
+        aya_log::EbpfLogger::init(dataplane.ebpf()).context("cannot read the XDP program's log")?;
+    tokio::spawn(async move {
+        let mut pause = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            pause.tick().await;
+            logger.flush();
+        }
+    });
+    Ok(())
+}

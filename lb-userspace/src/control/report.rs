@@ -1,0 +1,241 @@
+//! Makes the status document out of what the controller knows and the maps count.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use lb_common::{Backend as MapBackend, Counters, Drops, NextHop, Reason};
+use serde_json::{Value, json};
+
+use super::book::Book;
+use super::desired::Desired;
+use crate::config::{self, Config};
+use crate::dataplane::{AttachedMode, Census, Maps};
+use crate::health::Level;
+use crate::health::level::{self, Member, SetLevel};
+use crate::network::next_hop::Ways;
+use crate::status::{
+    BackendStatus, ConfigStatus, InterfaceStatus, ListenerStatus, SetStatus, SnatStatus, Status,
+};
+
+/// Where the status comes from.
+pub struct Sources<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Path of the configuration.
+    pub file: &'a Path,
+    /// When it was loaded.
+    pub loaded_at: Timestamp,
+    /// Why the last reload was refused.
+    pub last_reload_error: Option<&'a str>,
+    /// Reloads refused.
+    pub reload_failures: u64,
+    /// The configuration in force.
+    pub config: &'a Config,
+    /// Interfaces and modes.
+    pub attached: &'a [(String, AttachedMode)],
+    /// Kernel id of the program.
+    pub program_id: u32,
+    /// What the maps hold.
+    pub desired: &'a Desired,
+    /// Health.
+    pub book: &'a Book,
+    /// Ways to the backends.
+    pub ways: &'a Ways,
+    /// Live flows.
+    pub census: &'a Census,
+    /// Counters.
+    pub maps: &'a Maps,
+}
+
+/// The status document.
+///
+/// # Errors
+///
+/// If counters cannot be read.
+pub fn status(sources: &Sources<'_>) -> Result<Status> {
+    let levels: BTreeMap<&str, SetLevel> =
+        sources.config.backend_sets.keys().map(|name| (name.as_str(), set_level(sources, name))).collect();
+    let of_sets: Vec<(&str, Level)> = levels.iter().map(|(name, set)| (*name, set.verdict.level)).collect();
+    let verdict = level::instance(&of_sets);
+    let listeners: Vec<ListenerStatus> = sources
+        .config
+        .listeners
+        .iter()
+        .map(|listener| listener_status(sources, listener, &levels))
+        .collect::<Result<_>>()?;
+    let mut backend_sets = Vec::new();
+    for (name, set) in &sources.config.backend_sets {
+        backend_sets.push(set_status(sources, name, set, &levels[name.as_str()])?);
+    }
+    Ok(Status {
+        version: 1,
+        instance: sources.instance.to_owned(),
+        status: verdict.level.word().to_owned(),
+        reason: verdict.reason,
+        config: ConfigStatus {
+            file: sources.file.display().to_string(),
+            loaded_at: format!("{:.3}", sources.loaded_at),
+            last_reload_error: sources.last_reload_error.map(str::to_owned),
+            reload_failures: sources.reload_failures,
+        },
+        interfaces: interfaces(sources),
+        drops: all_drops(sources)?,
+        listeners,
+        backend_sets,
+        snat: snat(sources),
+    })
+}
+
+fn interfaces(sources: &Sources<'_>) -> Vec<InterfaceStatus> {
+    let status = |(name, mode): &(String, AttachedMode)| InterfaceStatus {
+        name: name.clone(),
+        mode: mode.word().to_owned(),
+        program_id: sources.program_id,
+    };
+    sources.attached.iter().map(status).collect()
+}
+
+fn set_level(sources: &Sources<'_>, name: &str) -> SetLevel {
+    let set = &sources.config.backend_sets[name];
+    let members: Vec<Member<'_>> = set
+        .backends
+        .iter()
+        .map(|backend| Member {
+            name: &backend.name,
+            level: sources.book.get(name, &backend.name).map_or(Level::Unknown, |health| health.level()),
+            counted: !backend.drain && !backend.offline,
+        })
+        .collect();
+    let has_listener = sources.config.listeners.iter().any(|listener| listener.backend_set == name);
+    level::set(&members, has_listener, set.min_healthy)
+}
+
+fn listener_status(
+    sources: &Sources<'_>,
+    listener: &config::Listener,
+    levels: &BTreeMap<&str, SetLevel>,
+) -> Result<ListenerStatus> {
+    let id = sources.desired.names.listeners.get(&listener.name).copied().unwrap_or_default();
+    let counters = sources.maps.listener_counters(id)?;
+    let verdict = level::listener(&listener.backend_set, &levels[listener.backend_set.as_str()].verdict);
+    Ok(ListenerStatus {
+        name: listener.name.clone(),
+        address: listener.address,
+        port: if listener.ports == config::PortRange::EVERY { 0 } else { listener.ports.first },
+        protocol: listener.protocol.word().to_owned(),
+        backend_set: listener.backend_set.clone(),
+        status: verdict.level.word().to_owned(),
+        reason: verdict.reason,
+        packets: packets(&counters),
+        bytes: bytes(&counters),
+        new_flows: counters.new_flows,
+        active_flows: sources.census.by_listener.get(&id).copied().unwrap_or_default(),
+        drops: occurred(&sources.maps.drops(Some(id))?),
+    })
+}
+
+fn set_status(
+    sources: &Sources<'_>,
+    name: &str,
+    set: &config::BackendSet,
+    found: &SetLevel,
+) -> Result<SetStatus> {
+    let backends = set.backends.iter().map(|backend| backend_status(sources, name, backend));
+    Ok(SetStatus {
+        name: name.to_owned(),
+        status: found.verdict.level.word().to_owned(),
+        reason: found.verdict.reason.clone(),
+        total: found.total,
+        ok: found.ok,
+        warning: found.warning.clone(),
+        critical: found.critical.clone(),
+        unknown: found.unknown.clone(),
+        backends: backends.collect::<Result<_>>()?,
+    })
+}
+
+fn backend_status(sources: &Sources<'_>, set: &str, backend: &config::Backend) -> Result<BackendStatus> {
+    let key = (set.to_owned(), backend.name.clone());
+    let id = sources.desired.names.backends.get(&key).copied().unwrap_or_default();
+    let counters = sources.maps.backend_counters(id)?;
+    let health = sources.book.get(set, &backend.name);
+    let in_rotation = sources.desired.backends.get(&id).is_some_and(|held| held.has(MapBackend::IN_ROTATION));
+    Ok(BackendStatus {
+        name: backend.name.clone(),
+        address: backend.address,
+        port: backend.port,
+        status: health.map_or(Level::Unknown, |health| health.level()).word().to_owned(),
+        state: state(backend, in_rotation, health.is_some_and(|health| health.healthy())).to_owned(),
+        in_rotation,
+        weight: backend.weight,
+        packets: packets(&counters),
+        bytes: bytes(&counters),
+        new_flows: counters.new_flows,
+        active_flows: sources.census.by_backend.get(&id).copied().unwrap_or_default(),
+        refused: counters.refused,
+        next_hop_problem: next_hop_problem(sources, backend),
+        result: health.map_or(Value::Null, |health| json!(health.result())),
+    })
+}
+
+/// The contract's state of a backend.
+const fn state(backend: &config::Backend, in_rotation: bool, healthy: bool) -> &'static str {
+    match () {
+        () if backend.offline => "OFFLINE",
+        () if backend.drain => "DRAINING",
+        () if in_rotation => "ACTIVE",
+        () if healthy && backend.backup => "STANDBY",
+        () if healthy && backend.weight == 0 => "ACTIVE",
+        () => "DOWN",
+    }
+}
+
+fn next_hop_problem(sources: &Sources<'_>, backend: &config::Backend) -> Option<String> {
+    let way = sources.ways.get(&backend.address)?;
+    let is_resolved = way.next_hop.as_ref().is_some_and(NextHop::is_resolved);
+    way.problem
+        .as_ref()
+        .map(ToString::to_string)
+        .or_else(|| (!is_resolved).then(|| "the next hop is not resolved yet".to_owned()))
+}
+
+fn snat(sources: &Sources<'_>) -> Vec<SnatStatus> {
+    let range = sources.config.lb.snat_ports;
+    let owners: BTreeMap<u32, &(String, String)> =
+        sources.desired.names.backends.iter().map(|(name, &id)| (id, name)).collect();
+    let used = sources.census.snat_ports.iter();
+    used.filter_map(|(&(address, id), &in_use)| {
+        let (backend_set, backend) = owners.get(&id)?;
+        Some(SnatStatus {
+            address,
+            backend_set: backend_set.clone(),
+            backend: backend.clone(),
+            in_use,
+            capacity: u64::from(range.last - range.first) + 1,
+        })
+    })
+    .collect()
+}
+
+fn all_drops(sources: &Sources<'_>) -> Result<BTreeMap<String, u64>> {
+    let mut total = sources.maps.drops(None)?;
+    for &id in sources.desired.names.listeners.values() {
+        total.add(&sources.maps.drops(Some(id))?);
+    }
+    Ok(Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), total.get(reason))).collect())
+}
+
+fn occurred(drops: &Drops) -> BTreeMap<String, u64> {
+    let counts = Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), drops.get(reason)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+const fn packets(counters: &Counters) -> u64 {
+    counters.to_backend.packets + counters.to_client.packets
+}
+
+const fn bytes(counters: &Counters) -> u64 {
+    counters.to_backend.bytes + counters.to_client.bytes
+}

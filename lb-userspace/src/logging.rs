@@ -1,0 +1,32 @@
+//! Logs to stderr: one line each, or one JSON object each.
+
+use anyhow::{Result, anyhow};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Starts logging. `LB_LOG` chooses levels by module (`LB_LOG=debug`, `LB_LOG=lb_userspace::health=debug`); the
+/// default is `info`.
+///
+/// # Errors
+///
+/// If `LB_LOG` cannot be understood, or something else in this process logs already.
+pub fn start(format: Format) -> Result<()> {
+    let filter = match std::env::var("LB_LOG") {
+        Ok(filter) => EnvFilter::try_new(&filter).map_err(|error| anyhow!("LB_LOG={filter:?}: {error}"))?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        Format::Text => subscriber.with_target(false).try_init(),
+        Format::Json => subscriber.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow!("cannot start logging: {error}"))
+}

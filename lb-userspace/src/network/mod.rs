@@ -1,0 +1,38 @@
+//! The host's network as the balancer needs it: the way to each backend, kept resolved, and the virtual addresses
+//! of the listeners, added and announced.
+//!
+//! Everything goes through route netlink (rtnetlink(7)) and acts on the network namespace of the calling thread.
+
+mod error;
+mod netlink;
+pub mod next_hop;
+pub mod vip;
+
+use std::net::IpAddr;
+
+pub use error::Error;
+pub use netlink_packet_route::neighbour::NeighbourState;
+
+use netlink::Netlink;
+
+/// An Ethernet address, as on the wire.
+pub type Mac = [u8; 6];
+
+/// The state of the kernel's neighbour entry for the next hop to `address`: its own entry where it is on-link, the
+/// gateway's otherwise. `None` where there is no route, no neighbour is needed or the kernel has no entry.
+///
+/// Asks the kernel twice and does not wait: a health check that times out asks here whether the kernel itself still
+/// waits for an answer to ARP or neighbour discovery (it gives up after about three seconds).
+pub fn neighbour_state(address: IpAddr) -> Option<NeighbourState> {
+    let state = || -> Result<Option<NeighbourState>, Error> {
+        let mut netlink = Netlink::open()?;
+        match netlink.route(address)? {
+            Ok(route) => netlink.neighbour_state(route.hop(address)),
+            Err(_) => Ok(None),
+        }
+    };
+    state().unwrap_or_else(|error| {
+        tracing::debug!(%address, %error, "cannot ask for the state of a neighbour");
+        None
+    })
+}
