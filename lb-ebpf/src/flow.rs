@@ -15,7 +15,7 @@ use crate::frame::Frame;
 use crate::maps::{BACKENDS, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::stop::Stop;
-use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::{count, snat};
 
 /// A flow and the way its packet leaves.
@@ -114,9 +114,10 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     }
     let seen = flow.seen | shown(packet);
     if seen != flow.seen {
+        // A RST that answers a SYN carries an ACK, one that answers anything else does not (RFC 9293, 3.10.7.1).
         let is_refusal = flow.direction == Flow::<F::Addr>::TO_CLIENT
             && flow.seen == 0
-            && seen & Flow::<F::Addr>::RST != 0;
+            && packet.tcp_flags & (TCP_RST | TCP_ACK) == TCP_RST | TCP_ACK;
         if is_refusal {
             count::refused(flow.listener, flow.backend);
         }
