@@ -139,7 +139,7 @@ fn url(check: &HttpCheck, target: SocketAddr) -> Result<Url, String> {
 }
 
 /// The name for SNI: `tls_server_name`, else `host` without its port if that is a name.
-fn server_name<'a>(tls: &'a TlsCheck, host: &'a str) -> Option<&'a str> {
+pub(in crate::health) fn server_name<'a>(tls: &'a TlsCheck, host: &'a str) -> Option<&'a str> {
     if !tls.tls_server_name.is_empty() {
         return Some(&tls.tls_server_name);
     }

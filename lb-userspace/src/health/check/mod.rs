@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use self::failure::{Failure, Waiting};
+pub(super) use self::http::server_name;
 pub use self::neighbour::{KernelNeighbours, Neighbours};
 use super::result::{CheckResult, CheckStatus, Outcome};
 use crate::config::{self, CheckKind, CheckProtocol, Payload};
