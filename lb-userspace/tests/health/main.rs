@@ -3,6 +3,7 @@
 
 mod diagnose;
 mod dns;
+mod faults;
 mod http;
 mod https;
 mod rotation;
