@@ -1,5 +1,7 @@
 //! One check of one backend: what is asked, and a single deadline for everything it takes to ask it.
 
+mod body;
+mod connector;
 mod dns;
 mod failure;
 mod http;
@@ -101,7 +103,7 @@ pub async fn run(spec: &CheckSpec) -> CheckResult {
 /// What prepared checks have in common, so that 10,000 checks do not hold 10,000 copies of it.
 pub struct Shared {
     neighbours: Arc<dyn Neighbours>,
-    regexes: HashMap<String, Arc<http::BodyRegex>>,
+    regexes: HashMap<String, Arc<body::BodyRegex>>,
     tls: HashMap<tls::Trust, Arc<rustls::ClientConfig>>,
 }
 

@@ -84,7 +84,9 @@ fn timed_out(spec: &CheckSpec, result: &CheckResult) -> Cause {
         CheckKind::Dns { dns } => dns.transport == DnsTransport::Udp,
         _ => false,
     };
-    if datagrams || result.outcome.syscall.as_deref() == Some("connect") {
+    let syscall = result.outcome.syscall.as_deref();
+    let slow = format!("does it only take longer than timeout_ms = {}?", spec.timeout.as_millis());
+    if datagrams || syscall == Some("connect") {
         return Cause {
             hint: Hint::Dropped,
             text:
@@ -93,15 +95,17 @@ fn timed_out(spec: &CheckSpec, result: &CheckResult) -> Cause {
             advice: firewall(spec, result),
         };
     }
-    let mut advice = vec![format!(
-        "does it only take longer than timeout_ms = {}? The commands below show how long it takes",
-        spec.timeout.as_millis()
-    )];
-    if spec.protocol == CheckProtocol::Https {
-        advice.push("does the port speak TLS? A server of another protocol may wait for more".into());
-        advice.extend(firewall(spec, result));
+    if syscall == Some("read") {
+        let text = "the server accepts, but does not answer in time".into();
+        return Cause { hint: Hint::Silent, text, advice: vec![slow] };
     }
-    Cause { hint: Hint::Silent, text: "the server accepts, but does not answer in time".into(), advice }
+    let silent = "does the port speak TLS? A server of another protocol may wait for more".into();
+    Cause {
+        hint: Hint::Dropped,
+        text: "no TLS session: a firewall or security list drops the check, or the server does not answer"
+            .into(),
+        advice: [firewall(spec, result), vec![silent, slow]].concat(),
+    }
 }
 
 /// What lets a check in.
