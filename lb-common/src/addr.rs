@@ -84,6 +84,17 @@ impl Address for Addr6 {
     }
 }
 
+impl Addr6 {
+    /// Whether it stands for an IPv4 address.
+    #[inline(always)]
+    pub fn is_ipv4_mapped(&self) -> bool {
+        matches!(self.words(), [0, 0, MAPPED, _])
+    }
+}
+
+/// Third word of an IPv4-mapped address (RFC 4291, 2.5.5.2).
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
 impl From<Ipv4Addr> for Addr4 {
     fn from(address: Ipv4Addr) -> Self {
         Self { bytes: address.octets() }
@@ -128,5 +139,7 @@ mod tests {
         let address = Addr4::from(Ipv4Addr::new(10, 0, 1, 100));
         assert_eq!(Addr4::narrow(address.widen()), address);
         assert_eq!(IpAddr::from(address.widen()), IpAddr::from(address));
+        assert!(address.widen().is_ipv4_mapped());
+        assert!(!Addr6::from(Ipv6Addr::LOCALHOST).is_ipv4_mapped());
     }
 }

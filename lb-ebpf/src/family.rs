@@ -61,7 +61,8 @@ impl Family for V4 {
     #[inline(always)]
     fn read_ip(frame: &Frame) -> Option<IpFields<Addr4>> {
         let ip: Ipv4 = *frame.at(L3)?;
-        if ip.version_ihl >> 4 != 4 {
+        // What follows the header of a later fragment are no ports.
+        if ip.version_ihl >> 4 != 4 || ip.fragment & crate::wire::IPV4_FRAGMENT_OFFSET != 0 {
             return None;
         }
         Some(IpFields {

@@ -66,10 +66,14 @@ impl Frame {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// The way back to whoever sent this frame on its link.
+    /// The way back to whoever sent this frame on its link; `None` if it was sent to a group (the lowest bit of the
+    /// first byte, IEEE 802.3, 3.2.3), which cannot answer.
     #[inline(always)]
     pub(crate) fn sender(&self) -> Option<NextHop> {
         let ethernet = self.at::<Ethernet>(0)?;
+        if ethernet.destination[0] & GROUP != 0 {
+            return None;
+        }
         Some(NextHop {
             ifindex: self.ingress(),
             peer: mac(ethernet.source),
@@ -77,6 +81,9 @@ impl Frame {
         })
     }
 }
+
+/// The bit of a MAC's first word that marks a group.
+const GROUP: u16 = u16::from_ne_bytes([1, 0]);
 
 #[inline(always)]
 fn mac(words: [u16; 3]) -> [u8; 6] {

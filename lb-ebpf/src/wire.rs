@@ -45,6 +45,8 @@ pub(crate) struct Ipv4 {
 
 /// More-fragments flag and offset of [`Ipv4::fragment`]: zero for a whole packet.
 pub(crate) const IPV4_FRAGMENT: u16 = 0x3fffu16.to_be();
+/// Offset of [`Ipv4::fragment`]: zero for the first fragment and for a whole packet.
+pub(crate) const IPV4_FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
 
 /// IPv6 (RFC 8200).
 #[derive(Clone, Copy)]

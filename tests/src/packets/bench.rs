@@ -1,20 +1,18 @@
 //! A loaded data plane, filled by the controller's own code, that answers frames.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
-use lb_common::{Addr4, Addr6, Flow, FlowKey};
 use lb_userspace::config::Config;
 use lb_userspace::control::desired::Names;
 use lb_userspace::control::{Applier, Desired};
-use lb_userspace::dataplane::{Census, Collector, Dataplane, Limits, LoadOptions};
-use nix::unistd::geteuid;
+use lb_userspace::dataplane::collect::IdleTimeouts;
+use lb_userspace::dataplane::{Census, Limits};
 
-use super::{Counts, States};
+use super::plane::Plane;
+use super::{Counts, Half, States};
 
 /// What the program decided (`enum xdp_action`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,24 +37,9 @@ pub struct Answer {
     pub frame: Vec<u8>,
 }
 
-/// One direction of a flow, as the connection maps hold it: the tuple that arrives and the one that leaves, each
-/// source first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Half {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// As it arrives.
-    pub arrives: (SocketAddr, SocketAddr),
-    /// As it leaves.
-    pub leaves: (SocketAddr, SocketAddr),
-    /// Whether it is the direction from the client.
-    pub is_to_backend: bool,
-}
-
-/// A data plane on the bench. Nothing is pinned: it ends with this value.
+/// A data plane on the bench. Nothing is pinned or attached.
 pub struct Bench {
-    dataplane: Dataplane,
-    collector: Collector,
+    plane: Plane,
     applier: Applier,
     config: Config,
     states: States,
@@ -64,23 +47,16 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Loads the program and fills its maps as the controller would.
+    /// Loads the program, with the `max_connections` of the configuration, and fills its maps as the controller
+    /// would.
     ///
     /// # Errors
     ///
     /// Without root, or if the kernel refuses the program.
     pub fn new(config: Config, states: States) -> Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "the packet tests load the XDP program into the kernel, which only root may do; found user id {}; \
-             run them as root, e.g. `sudo -E cargo xtask test`",
-            geteuid()
-        );
-        let options = LoadOptions { max_connections: config.lb.max_connections, ..LoadOptions::default() };
-        let mut dataplane = Dataplane::load(&options)?;
-        let collector = dataplane.take_collector().context("the data plane has no collector")?;
-        let applier = Applier::read(&dataplane.maps)?;
-        let mut bench = Self { dataplane, collector, applier, config, states, names: Names::default() };
+        let plane = Plane::borrow(config.lb.max_connections)?;
+        let (applier, names) = (Applier::default(), Names::default());
+        let mut bench = Self { plane, applier, config, states, names };
         bench.apply()?;
         Ok(bench)
     }
@@ -95,13 +71,18 @@ impl Bench {
         &self.states
     }
 
+    /// Ids by name.
+    pub const fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// The program, for what this type does not offer: several threads, repetitions, its figures.
     ///
     /// # Errors
     ///
     /// If the object has none.
     pub fn program(&mut self) -> Result<&mut Xdp> {
-        self.dataplane.program()
+        self.plane.dataplane.program()
     }
 
     /// Puts another configuration and other states in force, as a reload and as events would.
@@ -120,13 +101,13 @@ impl Bench {
     ///
     /// If a map cannot be read.
     pub fn restart(&mut self) -> Result<()> {
-        self.applier = Applier::read(&self.dataplane.maps)?;
+        self.applier = Applier::read(&self.plane.dataplane.maps)?;
         self.apply()
     }
 
     fn apply(&mut self) -> Result<()> {
         let desired = Desired::compute(&self.config, &mut self.applier.ids, &self.states)?;
-        self.applier.apply(&mut self.dataplane.maps, &desired)?;
+        self.applier.apply(&mut self.plane.dataplane.maps, &desired)?;
         self.names = desired.names;
         Ok(())
     }
@@ -138,7 +119,7 @@ impl Bench {
     ///
     /// If the kernel cannot run the program on it, or the verdict is none that this program may give.
     pub fn send(&mut self, frame: &[u8], ingress: u32) -> Result<Answer> {
-        let answer = self.dataplane.test_run(frame, ingress)?;
+        let answer = self.plane.dataplane.test_run(frame, ingress)?;
         Ok(Answer { verdict: Verdict::try_from(answer.action)?, frame: answer.packet })
     }
 
@@ -148,7 +129,7 @@ impl Bench {
     ///
     /// If a map cannot be read.
     pub fn counts(&self) -> Result<Counts> {
-        Counts::read(&self.dataplane.maps, &self.names)
+        Counts::read(&self.plane.dataplane.maps, &self.names)
     }
 
     /// Walks over the flows as the controller does from time to time, with the limits of the configuration; the
@@ -158,13 +139,13 @@ impl Bench {
     ///
     /// If a map cannot be read.
     pub fn sweep(&self) -> Result<Census> {
-        self.collector.sweep(&self.limits())
+        self.plane.collector.sweep(&self.limits())
     }
 
     fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         for listener in &self.config.listeners {
-            let timeouts = lb_userspace::dataplane::collect::IdleTimeouts {
+            let timeouts = IdleTimeouts {
                 tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
                 udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
             };
@@ -184,10 +165,7 @@ impl Bench {
     ///
     /// If a map cannot be read or written.
     pub fn age(&mut self, time: Duration) -> Result<()> {
-        let rate = self.dataplane.maps.settings()?.ticks_per_second;
-        let ticks = u32::try_from(time.as_millis() * u128::from(rate) / 1000).context("too long a time")?;
-        age::<Addr4>(self.connections("connections_v4")?, ticks)?;
-        age::<Addr6>(self.connections("connections_v6")?, ticks)
+        self.plane.age(time)
     }
 
     /// Everything the connection maps hold.
@@ -196,10 +174,7 @@ impl Bench {
     ///
     /// If a map cannot be read.
     pub fn halves(&mut self) -> Result<Vec<Half>> {
-        let mut halves = read_halves::<Addr4>(self.connections("connections_v4")?)?;
-        halves.extend(read_halves::<Addr6>(self.connections("connections_v6")?)?);
-        halves.sort_unstable();
-        Ok(halves)
+        self.plane.halves()
     }
 
     /// Live flows. Each must consist of two halves that refer to each other.
@@ -223,17 +198,19 @@ impl Bench {
         Ok(halves.into_iter().filter(|half| half.is_to_backend).collect())
     }
 
-    /// A map by name, opened through the loaded program: the maps themselves belong to the collector.
-    fn connections(&mut self, name: &str) -> Result<MapData> {
-        let ids = self.program()?.info()?.map_ids()?.context("this kernel does not tell a program's maps")?;
-        for id in ids {
-            let map = MapData::from_id(id)?;
-            // The kernel keeps 15 bytes of the name.
-            if map.info()?.name_as_str().is_some_and(|found| found == name) {
-                return Ok(map);
-            }
-        }
-        anyhow::bail!("the program has no map `{name}`")
+    /// Empties the maps, so that the next test finds them as if just loaded.
+    fn empty(&mut self) -> Result<()> {
+        let Self { plane, applier, .. } = self;
+        applier.apply(&mut plane.dataplane.maps, &Desired::default())?;
+        applier.forget_backends(&mut plane.dataplane.maps, |_| false)?;
+        plane.give_back()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // A data plane that cannot be emptied is not used again; why it cannot is the next test's to find.
+        let _ = self.empty();
     }
 }
 
@@ -246,52 +223,7 @@ impl TryFrom<u32> for Verdict {
             2 => Ok(Self::Pass),
             3 => Ok(Self::Tx),
             4 => Ok(Self::Redirect),
-            _ => anyhow::bail!("expected the verdict DROP, PASS, TX or REDIRECT, found XDP action {action}"),
+            _ => bail!("expected the verdict DROP, PASS, TX or REDIRECT, found XDP action {action}"),
         }
     }
-}
-
-fn open<A>(map: MapData) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    Map::HashMap(map).try_into().context("a connection map is of another type than expected")
-}
-
-fn age<A>(map: MapData, ticks: u32) -> Result<()>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut map = open::<A>(map)?;
-    let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
-    for (key, mut half) in entries {
-        half.created = half.created.wrapping_sub(ticks);
-        half.last_seen = half.last_seen.wrapping_sub(ticks);
-        map.insert(key, half, 0)?;
-    }
-    Ok(())
-}
-
-fn read_halves<A>(map: MapData) -> Result<Vec<Half>>
-where
-    A: Copy + Into<IpAddr>,
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let half = |(key, flow): (FlowKey<A>, Flow<A>)| Half {
-        protocol: key.protocol,
-        arrives: (
-            SocketAddr::new(key.source.into(), key.source_port),
-            SocketAddr::new(key.destination.into(), key.destination_port),
-        ),
-        leaves: (
-            SocketAddr::new(flow.source.into(), flow.source_port),
-            SocketAddr::new(flow.destination.into(), flow.destination_port),
-        ),
-        is_to_backend: flow.direction == Flow::<A>::TO_BACKEND,
-    };
-    let entries = open::<A>(map)?.iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(entries.into_iter().map(half).collect())
 }

@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::LinkDummy;
+use rtnetlink::LinkVeth;
 
 use super::Network;
 
@@ -41,10 +41,10 @@ async fn add_interfaces(network: &Network) -> Result<()> {
         if name == Network::FRONT {
             continue;
         }
-        let link = LinkDummy::new(name).index(interface.index).build();
+        let link = LinkVeth::new(name, &format!("{name}_peer")).index(interface.index).build();
         handle.link().add(link).execute().await.with_context(|| {
             format!(
-                "cannot make the interface `{name}` for the packet cases (the kernel module `dummy` makes it)"
+                "cannot make the interface `{name}` for the packet cases (the kernel module `veth` makes it)"
             )
         })?;
     }

@@ -4,6 +4,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `bench` | a loaded data plane with its controller's half, and whatever a test asks of it |
+//! | `plane` | the data plane itself, kept from test to test |
 //! | `states` | what the controller would learn from checks and netlink: health and next hops |
 //! | `counts` | all counters at one moment, and what moved between two |
 //! | `network` | who is who in the cases: hosts, interfaces, addresses of both families |
@@ -22,6 +23,7 @@ mod interfaces;
 pub mod network;
 pub mod oracle;
 pub mod packet;
+mod plane;
 pub mod play;
 pub mod settings;
 pub mod states;
@@ -30,4 +32,5 @@ pub mod symbols;
 pub use bench::{Answer, Bench, Verdict};
 pub use counts::Counts;
 pub use network::{Family, Network};
+pub use plane::Half;
 pub use states::States;

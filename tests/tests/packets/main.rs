@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match trials() {
         Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -64,6 +64,7 @@ fn trial_of_case(
     }))
 }
 
+/// The causes of a failure, the outermost first; a backtrace would tell nothing of the case.
 fn failed(error: anyhow::Error) -> Failed {
-    format!("{error:?}").into()
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n").into()
 }
