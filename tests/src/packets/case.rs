@@ -111,7 +111,9 @@ pub struct Packet {
     pub tcp_options: Hex,
     /// Payload as text.
     pub payload: String,
-    /// Length of a payload of counted bytes, after the text.
+    /// Payload in hexadecimal, after the text.
+    pub payload_hex: Hex,
+    /// Length of a payload of counted bytes, after both.
     pub payload_length: usize,
     /// TTL or hop limit; 64 if missing.
     pub ttl: Option<u8>,

@@ -160,24 +160,12 @@ impl<'a> Player<'a> {
 
     fn build(&self, packet: &'a Packet, number: u16) -> Result<Sent<'a>> {
         let ingress = self.network.interface(packet.on.as_deref().unwrap_or(Network::FRONT))?;
-        let scope = self.scope(number);
-        let ends = match packet.hex {
-            Some(_) => None,
+        let (frame, ends) = match &packet.hex {
+            Some(hex) => (hex.0.clone(), None),
             None => {
-                let (src, dst) =
-                    (self.symbols.endpoint(&packet.src, scope)?, self.symbols.endpoint(&packet.dst, scope)?);
-                let src_mac = match packet.src_mac {
-                    Some(mac) => mac,
-                    None => self.network.owner(src.ip())?.mac,
-                };
-                Some(Ends { src, dst, src_mac, dst_mac: packet.dst_mac.unwrap_or(ingress.mac) })
+                let ends = Ends::of(packet, &self.symbols, self.scope(number), ingress)?;
+                (packet::build(packet, &ends)?, Some(ends))
             }
-        };
-        // Of a frame in hexadecimal the addresses are not asked for.
-        let frame = match (&packet.hex, &ends) {
-            (Some(hex), _) => hex.0.clone(),
-            (None, Some(ends)) => packet::build(packet, ends)?,
-            (None, None) => bail!("a packet needs `src` and `dst`, or `hex`"),
         };
         Ok(Sent { packet, frame, ends, ingress, number })
     }
