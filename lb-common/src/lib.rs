@@ -39,6 +39,12 @@ pub const MAX_LISTENERS: u32 = 4_096;
 /// Entries in the map `listeners`: a `tcp_and_udp` listener takes two.
 pub const MAX_LISTENER_KEYS: u32 = 2 * MAX_LISTENERS;
 
+/// Entries in the map `vips`.
+pub const MAX_VIPS: u32 = MAX_LISTENERS;
+
+/// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
+pub const MAX_STRAYS: u32 = 16_384;
+
 /// Slots in the maps `backend_sets` and `maglev`.
 pub const MAX_SETS: u32 = 4_096;
 

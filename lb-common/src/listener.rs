@@ -61,6 +61,14 @@ impl Listener {
     pub const DROP: u8 = 1;
 }
 
+/// Value of the map `vips`, whose key is the address: one entry for each address that has listeners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Vip {
+    /// Packets that came to this address but to no listener, and belong to no flow; the kernel answered them.
+    pub strays: u64,
+}
+
 /// Value of the map `backend_sets`: the name behind a set id, for adoption and for readers of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -69,7 +77,7 @@ pub struct SetName {
     pub name: [u8; 64],
 }
 
-pod!(ListenerKey, Listener, SetName);
+pod!(ListenerKey, Listener, SetName, Vip);
 
 const _: () = assert!(size_of::<ListenerKey>() == 20);
 const _: () = assert!(size_of::<Listener>() == 20);

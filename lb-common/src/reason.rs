@@ -61,6 +61,8 @@ reasons! {
     ConnectionsFull = 6, connections_full;
     /// The link-layer address of the backend's next hop is not known.
     NextHopUnresolved = 7, next_hop_unresolved;
+    /// To a VIP, but to no listener. The kernel gets it, and refuses it as it would without a balancer.
+    NoListener = 8, no_listener;
 }
 
 pod!(Drops);

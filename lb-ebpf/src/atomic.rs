@@ -24,6 +24,6 @@ pub(crate) unsafe fn fetch_add(word: *mut u64, mut value: u64) -> u64 {
 #[cfg(not(target_arch = "bpf"))]
 pub(crate) unsafe fn fetch_add(word: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller vouches for the address.
-    unsafe { core::sync::atomic::AtomicU32::from_ptr(word) }
+    unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }
         .fetch_add(value, core::sync::atomic::Ordering::Relaxed)
 }

@@ -154,9 +154,9 @@ pub(crate) fn empty(_: XdpContext) -> u32 {
 /// Parses Ethernet, IP and the ports of IPv4 and IPv6, swaps the MAC addresses and sends the packet back.
 #[xdp(frags)]
 pub(crate) fn floor(ctx: XdpContext) -> u32 {
-    let Some(tuple) = parse(&ctx) else { return XDP_DROP };
-    // Nothing here needs the ports; make the compiler read them.
-    black_box(tuple);
+    let Some([source, destination, ports, protocol]) = parse(&ctx) else { return XDP_DROP };
+    // Nothing here needs them; make the compiler read them.
+    black_box(source ^ destination ^ ports ^ protocol);
     let packet = ctx.data();
     if packet + 12 > ctx.data_end() {
         return XDP_DROP;
@@ -180,32 +180,36 @@ pub(crate) fn lookup(ctx: XdpContext) -> u32 {
 /// Source and destination address (of IPv6 their last four bytes), ports, protocol.
 #[inline(always)]
 fn parse(ctx: &XdpContext) -> Option<[u32; 4]> {
-    let ether_type: u16 = load(ctx, 12)?;
-    match u16::from_be(ether_type) {
+    match u16::from_be(load(headers::<14>(ctx)?, 12)) {
         0x0800 => {
-            let version_ihl: u8 = load(ctx, 14)?;
-            let protocol: u8 = load(ctx, 23)?;
-            if version_ihl != 0x45 {
-                return None;
-            }
-            Some([load(ctx, 26)?, load(ctx, 30)?, load(ctx, 34)?, protocol.into()])
+            let packet = headers::<38>(ctx)?;
+            let (version_ihl, protocol): (u8, u8) = (load(packet, 14), load(packet, 23));
+            (version_ihl == 0x45)
+                .then(|| [load(packet, 26), load(packet, 30), load(packet, 34), protocol.into()])
         }
         0x86dd => {
-            let next_header: u8 = load(ctx, 20)?;
-            Some([load(ctx, 34)?, load(ctx, 50)?, load(ctx, 54)?, next_header.into()])
+            let packet = headers::<58>(ctx)?;
+            let next_header: u8 = load(packet, 20);
+            Some([load(packet, 34), load(packet, 50), load(packet, 54), next_header.into()])
         }
         _ => None,
     }
 }
 
+/// The first bytes of the packet.
 #[inline(always)]
-fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    let field = ctx.data() + offset;
-    if field + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: within the bytes just checked; callers ask for integers, which are valid whatever they hold.
-    Some(unsafe { ptr::read_unaligned(field as *const T) })
+fn headers<const LENGTH: usize>(ctx: &XdpContext) -> Option<&[u8; LENGTH]> {
+    let packet = ctx.data();
+    // SAFETY: the bytes are within the packet, and nothing writes to it while they are borrowed.
+    (packet + LENGTH <= ctx.data_end()).then(|| unsafe { &*(packet as *const [u8; LENGTH]) })
+}
+
+/// The integer at an offset, which must be a constant.
+#[inline(always)]
+fn load<T: Copy, const LENGTH: usize>(headers: &[u8; LENGTH], offset: usize) -> T {
+    assert!(offset + size_of::<T>() <= LENGTH);
+    // SAFETY: within the headers, as was just checked; integers are valid whatever they hold.
+    unsafe { ptr::read_unaligned(headers.as_ptr().add(offset).cast()) }
 }
 
 #[cfg(not(test))]

@@ -1,9 +1,11 @@
 //! Second step for a packet without a flow: which listener is it for, and which backend gets it?
 
-use lb_common::{Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
+use lb_common::{Address, Backend, FlowKey, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
 
+use crate::atomic;
+use crate::count;
 use crate::family::Family;
-use crate::maps::{BACKENDS, LISTENERS, MAGLEV};
+use crate::maps::{BACKENDS, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
@@ -20,8 +22,9 @@ pub(crate) struct Choice<'a> {
 #[inline(always)]
 pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
-    let listener =
-        find_listener(key.destination, key.destination_port, key.protocol).ok_or(Stop::TO_KERNEL)?;
+    let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
+        return Err(stray(key));
+    };
     let drop = |reason| Stop::drop(reason, listener.id);
     if !packet.is_sound || !may_begin(packet) {
         return Err(drop(Reason::Malformed));
@@ -52,6 +55,26 @@ pub(crate) fn find_listener<'a, A: Address>(address: A, port: u16, protocol: u8)
     // SAFETY: the map is preallocated and only the controller writes it; an entry replaced meanwhile is read
     // as the old listener or the new one, and both were valid.
     unsafe { LISTENERS.get(&key) }
+}
+
+/// A packet that no listener takes. One that came to a VIP is counted, so that a listener on the wrong port can be
+/// told from one that nobody talks to.
+#[inline(always)]
+fn stray<A: Address>(key: &FlowKey<A>) -> Stop {
+    let address = key.destination.widen();
+    if let Some(vip) = VIPS.get_ptr_mut(&address) {
+        // SAFETY: a value of the map `vips` is one aligned u64.
+        unsafe { atomic::fetch_add(vip.cast(), 1) };
+        count::drop(Reason::NoListener as u32, 0);
+        let key = ListenerKey { address, port: key.destination_port, protocol: key.protocol, _pad: 0 };
+        match STRAYS.get_ptr_mut(&key) {
+            // SAFETY: the value is an aligned u64 of the map.
+            Some(packets) => drop(unsafe { atomic::fetch_add(packets, 1) }),
+            // A full map evicts; an insertion that fails all the same costs a count and nothing else.
+            None => drop(STRAYS.insert(&key, 1, 0)),
+        }
+    }
+    Stop::TO_KERNEL
 }
 
 /// The backend id in a slot of a set's table.

@@ -14,6 +14,6 @@ pub(crate) fn now() -> u32 {
 
 /// Returns the current tick as its verdict. Never attached: the controller runs it by BPF_PROG_TEST_RUN.
 #[xdp]
-pub fn clock(_ctx: XdpContext) -> u32 {
+pub(crate) fn clock(_ctx: XdpContext) -> u32 {
     now()
 }

@@ -18,8 +18,8 @@ use crate::stop::Stop;
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::{count, snat};
 
-/// A flow and the way its packet leaves, or why it does not.
-pub(crate) type Known<'a, A> = Result<(&'a Flow<A>, NextHop), Stop>;
+/// A flow and the way its packet leaves.
+pub(crate) type Known<'a, A> = (&'a Flow<A>, NextHop);
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -29,7 +29,7 @@ const BPF_NOEXIST: u64 = 1;
 pub(crate) fn find<'a, F: Family>(
     frame: &Frame,
     packet: &Packet<F::Addr>,
-) -> Result<Option<(&'a Flow<F::Addr>, NextHop)>, Stop> {
+) -> Result<Option<Known<'a, F::Addr>>, Stop> {
     let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Ok(None) };
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
     // words only, see the top of this file.
@@ -146,7 +146,7 @@ pub(crate) fn open<'a, F: Family>(
     frame: &Frame,
     packet: &Packet<F::Addr>,
     choice: &Choice<'_>,
-) -> Known<'a, F::Addr> {
+) -> Result<Known<'a, F::Addr>, Stop> {
     let Choice { listener, backend_id, backend } = *choice;
     let drop = |reason| Stop::drop(reason, listener.id);
     let opening = F::opening().ok_or(Stop::TO_KERNEL)?;

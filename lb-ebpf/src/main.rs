@@ -7,6 +7,10 @@
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied on a stack of 512 bytes"
+)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod atomic;
@@ -38,7 +42,7 @@ use crate::wire::{ETHER_IPV4, ETHER_IPV6};
 /// The entry point: one call for each frame that arrives on an attached interface.
 #[xdp(frags)]
 #[inline(always)]
-pub fn lb(ctx: XdpContext) -> u32 {
+pub(crate) fn lb(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
     let verdict = match frame.ether_type() {
         Some(ETHER_IPV4) => balance::<V4>(&mut frame),
@@ -68,7 +72,7 @@ fn balance<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
 
 /// The detour of a packet without a flow: its listener chooses a backend, and both halves of the flow are made.
 #[inline(always)]
-fn begin<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> flow::Known<'a, F::Addr> {
+fn begin<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<flow::Known<'a, F::Addr>, Stop> {
     let choice = choose::choose::<F>(packet)?;
     flow::open::<F>(frame, packet, &choice)
 }

@@ -3,12 +3,13 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
-use lb_common::listener::SetName;
+use lb_common::listener::{SetName, Vip};
 use lb_common::{
     Addr4, Addr6, Backend, Counters, Drops, Flow, FlowKey, Listener, ListenerKey, MAX_BACKENDS,
-    MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MaglevTable, SNAT_CURSORS, Settings,
+    MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_STRAYS, MAX_VIPS, MaglevTable,
+    SNAT_CURSORS, Settings,
 };
 
 /// Ticks (jiffies) in a second. Read-only data, so the compiler of the kernel folds it.
@@ -33,6 +34,14 @@ pub(crate) static CONNECTIONS_V6: Connections<Addr6> = Connections::new();
 /// Listeners. Written by the controller; read here for packets without a flow.
 #[btf_map(name = "listeners")]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, { MAX_LISTENER_KEYS as usize }> = HashMap::new();
+
+/// VIPs. Written by the controller; its counters are written here, for packets to no listener.
+#[btf_map(name = "vips")]
+pub(crate) static VIPS: HashMap<Addr6, Vip, { MAX_VIPS as usize }> = HashMap::new();
+
+/// What comes to a VIP but to no listener: packets by destination. Written here; read by the controller.
+#[btf_map(name = "strays")]
+pub(crate) static STRAYS: LruHashMap<ListenerKey, u64, { MAX_STRAYS as usize }> = LruHashMap::new();
 
 /// Backends by id. Written by the controller; read here for each packet to a backend.
 #[btf_map(name = "backends")]

@@ -38,7 +38,7 @@ fn read<F: Family>(frame: &Frame) -> Option<Packet<F::Addr>> {
     }
     let l4 = L3 + usize::from(ip.header_length);
     let ports: Ports = *frame.at(l4)?;
-    let payload_length = ip.length.checked_sub(ip.header_length).unwrap_or_default();
+    let payload_length = ip.length.saturating_sub(ip.header_length);
     let (tcp_flags, is_sound) = match ip.protocol {
         PROTO_TCP => read_tcp(frame, l4, payload_length),
         PROTO_UDP => (0, is_sound_udp(frame, l4, payload_length, ip.is_fragment)),

@@ -9,5 +9,6 @@ pub mod dataplane;
 pub mod health;
 pub mod instance;
 pub mod logging;
+pub mod metrics;
 pub mod network;
 pub mod status;

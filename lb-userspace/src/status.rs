@@ -134,6 +134,8 @@ pub struct BackendStatus {
     pub active_flows: u64,
     /// Connections it answered with a RST.
     pub refused: u64,
+    /// Connections it did not answer at all, since the controller started.
+    pub unanswered: u64,
     /// Why no packet can be sent to it; null when the way is known.
     pub next_hop_problem: Option<String>,
     /// The last check; `healthCheckStatus` is UNKNOWN before the first.

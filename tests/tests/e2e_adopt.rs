@@ -1,6 +1,6 @@
 //! A controller that dies, stops, comes back or is detached, under open connections.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lb_tests::netns::traffic::{self, Session};
 use lb_tests::netns::{Config, Family, Host, Lab, Lb, Topology};
 
@@ -49,6 +49,27 @@ fn requests_go_on_while_the_controller_is_killed_and_restarted() -> Result<()> {
         requests.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         lb.stop()
     })
+}
+
+#[test]
+fn a_connection_survives_a_reload_that_takes_servers_away() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
+    // The server of the open connection stays.
+    let kept = lab
+        .backends
+        .iter()
+        .find(|backend| backend.name() == session.answer.server)
+        .context("no such server")?;
+    let config = Config { backends: vec![kept.address(family)], ..Config::new(&lab, family) };
+    lb.reload(&config.to_string())?;
+    lb.wait_for_rotation(1, traffic::PATIENCE)?;
+    session.echo(b"after the reload")?;
+    let tally = traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+    assert_eq!(tally, [(kept.name().to_owned(), REQUESTS)].into());
+    Ok(())
 }
 
 #[test]

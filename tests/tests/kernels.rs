@@ -44,10 +44,18 @@ fn boot(version: &str) -> Result<()> {
         return tell(&format!("Linux {version}: skipped, because LB_SKIP_KERNELS is set"));
     }
     let this = env::current_exe().context("cannot find this test's file")?;
-    let output = Command::new(xtask::workspace().join("tests/kernels/boot"))
-        .args([version, "--timeout", "300", "--file", &format!("{}:bin/kernels", this.display())])
+    let tests = xtask::workspace().join("tests");
+    let output = Command::new(tests.join("kernels/boot"))
+        .args([version, "--timeout", "300", "--modules", "dummy"])
+        .args(["--file", &format!("{}:bin/kernels", this.display())])
         .args(["--file", &format!("{}:bin/packets", packet_tests()?.display())])
-        .args(["--", "sh", "-c", "kernels running_kernel --exact && packets --test-threads 1"])
+        .args(["--file", &format!("{}:cases", tests.join("packets").display())])
+        .args([
+            "--",
+            "sh",
+            "-c",
+            "kernels running_kernel --exact && LB_PACKET_CASES=/cases packets --test-threads 1",
+        ])
         .output()
         .context("cannot run tests/kernels/boot")?;
     let (console, errors) =

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -31,6 +32,13 @@ pub enum Question {
         /// Name of a backend of that set.
         backend: Option<String>,
     },
+    /// What is wrong, with all sets or with one.
+    Diagnose {
+        /// Name of a set.
+        set: Option<String>,
+    },
+    /// The metrics, as text.
+    Metrics,
     /// Read the file again.
     Reload,
     /// Change the life-cycle of a backend until the next reload of a changed file.
@@ -87,6 +95,8 @@ impl Action {
 pub enum Answer {
     /// A document.
     Document(Value),
+    /// Metrics in the OpenMetrics format.
+    Metrics(String),
     /// There is no such thing; says what there is.
     NotFound(String),
     /// It was refused; says why, as data.
@@ -94,6 +104,9 @@ pub enum Answer {
     /// It failed; says why.
     Failed(String),
 }
+
+/// The media type of what `prometheus-client` writes.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A question on its way to the controller.
 pub type Call = (Question, oneshot::Sender<Answer>);
@@ -128,6 +141,12 @@ fn router(calls: mpsc::Sender<Call>) -> Router {
             "/v1/history/{set}/{backend}",
             get(|State(calls), UrlPath((set, backend))| ask_history(calls, Some(set), Some(backend))),
         )
+        .route("/v1/diagnose", get(|State(calls)| ask(calls, Question::Diagnose { set: None })))
+        .route(
+            "/v1/diagnose/{set}",
+            get(|State(calls), UrlPath(set)| ask(calls, Question::Diagnose { set: Some(set) })),
+        )
+        .route("/metrics", get(|State(calls)| ask(calls, Question::Metrics)))
         .route("/v1/reload", post(|State(calls)| ask(calls, Question::Reload)))
         .route("/v1/detach", post(|State(calls)| ask(calls, Question::Detach)))
         .route("/v1/backends/{set}/{backend}/{action}", post(change_backend))
@@ -165,6 +184,7 @@ async fn ask(calls: mpsc::Sender<Call>, question: Question) -> Response {
 fn respond(answer: Answer) -> Response {
     let (code, body) = match answer {
         Answer::Document(document) => (StatusCode::OK, document),
+        Answer::Metrics(text) => return ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Answer::NotFound(message) => (StatusCode::NOT_FOUND, json!({ "error": message })),
         Answer::Refused(details) => (StatusCode::UNPROCESSABLE_ENTITY, details),
         Answer::Failed(message) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "error": message })),

@@ -3,6 +3,8 @@
 mod ask;
 mod check;
 mod detach;
+mod diagnose;
+mod paint;
 mod run;
 mod show;
 mod status;
@@ -57,6 +59,8 @@ enum Command {
     Show(show::Show),
     /// Print health, rotation and counters; exit status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, 4 not running
     Status(status::Status),
+    /// Say why backends are bad, with commands to try by hand; exit status as status
+    Diagnose(diagnose::Diagnose),
     /// Print the last transitions of each backend, with the reason
     History(ask::History),
     /// Read the configuration file again and apply what changed; if it is refused, the running one stays
@@ -71,8 +75,6 @@ enum Command {
     Online(ask::Backend),
     /// Remove the data plane, its pins and the addresses it assigned
     Detach(Target),
-    /// Say why backends are bad and what to try (not supported yet)
-    Diagnose(Later),
     /// List live flows (not supported yet)
     Connections(Later),
     /// Ask the loaded program what it would do with a packet (not supported yet)
@@ -122,6 +124,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Check(check) => check.execute(),
         Command::Show(show) => show.execute().await,
         Command::Status(status) => status.execute().await,
+        Command::Diagnose(diagnose) => diagnose.execute().await,
         Command::History(history) => history.execute().await,
         Command::Reload(target) => ask::reload(&target.instance()?).await,
         Command::Drain(backend) => backend.execute(Action::Drain).await,
@@ -129,7 +132,6 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Offline(backend) => backend.execute(Action::Offline).await,
         Command::Online(backend) => backend.execute(Action::Online).await,
         Command::Detach(target) => detach::execute(&target.instance()?).await,
-        Command::Diagnose(_) => later("diagnose"),
         Command::Connections(_) => later("connections"),
         Command::Explain(_) => later("explain"),
         Command::Top(_) => later("top"),

@@ -1,12 +1,12 @@
 //! `lb status`
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reqwest::Method;
 
+use super::paint::Paint;
 use super::{Target, not_running};
 use crate::api::client;
 use crate::status::{BackendStatus, ListenerStatus, SetStatus, Status as Document};
@@ -41,34 +41,12 @@ impl Status {
 }
 
 /// The contract's exit status of a level.
-fn exit_status(level: &str) -> u8 {
+pub(super) fn exit_status(level: &str) -> u8 {
     match level {
         "OK" => 0,
         "WARNING" => 1,
         "CRITICAL" => 2,
         _ => 3,
-    }
-}
-
-/// Colours, on a terminal only and not where the user asks for none (no-color.org).
-struct Paint {
-    colours: bool,
-}
-
-impl Paint {
-    fn for_stdout() -> Self {
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { colours: std::io::stdout().is_terminal() && !no_colour }
-    }
-
-    fn level(&self, level: &str) -> String {
-        let colour = match level {
-            "OK" => 32,
-            "WARNING" => 33,
-            "CRITICAL" => 31,
-            _ => 90,
-        };
-        if self.colours { format!("\x1b[{colour}m{level:<8}\x1b[0m") } else { format!("{level:<8}") }
     }
 }
 

@@ -11,7 +11,8 @@ const MAX_LABEL: usize = 63;
 pub(super) fn parse(text: &str) -> Result<String, Problem> {
     let problem = |message: String| {
         Problem::new(message).allowed(format!(
-            "a DNS name of at most {MAX_NAME} bytes, its labels of 1 to {MAX_LABEL} letters, digits, `-` and `_`"
+            "a DNS name of at most {MAX_NAME} bytes, its labels of 1 to {MAX_LABEL} letters, digits, `-` \
+             and `_`"
         ))
     };
     let name = text.strip_suffix('.').unwrap_or(text);

@@ -1,6 +1,5 @@
 //! The TOML document with the position of everything in it, and paths through it.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -8,22 +7,16 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// One step from a table to a key or from an array to an element.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step<'d> {
-    Key(Cow<'d, str>),
+    Key(&'d str),
     /// Counted from 0.
     Element(usize),
 }
 
 impl<'d> From<&'d str> for Step<'d> {
     fn from(key: &'d str) -> Self {
-        Self::Key(Cow::Borrowed(key))
-    }
-}
-
-impl From<String> for Step<'_> {
-    fn from(key: String) -> Self {
-        Self::Key(Cow::Owned(key))
+        Self::Key(key)
     }
 }
 
@@ -91,7 +84,7 @@ pub(super) fn find<'d>(root: &'d Spanned<DeTable<'d>>, path: &Path<'_>) -> Found
     let mut value: Option<&DeValue<'_>> = None;
     for step in &path.0 {
         let next = match step {
-            Step::Key(key) => table.and_then(|table| table.get(key.as_ref())),
+            Step::Key(key) => table.and_then(|table| table.get(*key)),
             Step::Element(index) => match value {
                 Some(DeValue::Array(elements)) => elements.get(*index),
                 // A single table where an array of them belongs counts as its only element.

@@ -135,7 +135,8 @@ fn refuse_bad_files(findings: &Findings<'_>, host: &dyn HostFacts, pattern: &str
     });
 }
 
-/// With `snat = "never"` a client in the backend's own network gets the answer from the backend, not from the VIP.
+/// With `snat = "never"` a client in the backend's own network gets the answer from the backend, not from the
+/// VIP.
 fn warn_of_bypassed_answers(findings: &Findings<'_>, facts: &Facts<'_>, host: &dyn HostFacts) {
     let bypassable = |set: &SetFacts| (set.mode, set.snat) == (Some(Mode::Nat), Some(Snat::Never));
     if !facts.sets.values().any(bypassable) {
@@ -158,8 +159,8 @@ fn warn_of_bypassed_answers(findings: &Findings<'_>, facts: &Facts<'_>, host: &d
         });
         if let Some((interface, network, listener, backend)) = shared {
             let problem = Problem::new(format!(
-                "{} and {} are both in {network} on {interface}; a client in that network would be answered by the \
-                 backend itself and drop the answer",
+                "{} and {} are both in {network} on {interface}; a client in that network would be answered by \
+                 the backend itself and drop the answer",
                 listener.title(),
                 backend.title()
             ))

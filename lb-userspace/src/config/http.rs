@@ -19,7 +19,8 @@ const RETURN_CODE: &str = "200, \"200\", \"200,302\" or \"200-299\", each from 1
 pub(super) fn path(text: &str) -> Result<String, Problem> {
     let problem = |message: &str| {
         Problem::new(message).allowed(format!(
-            "a path that begins with `/`, at most {MAX_PATH} bytes of ASCII without spaces, control characters and `#`"
+            "a path that begins with `/`, at most {MAX_PATH} bytes of ASCII without spaces, control \
+             characters and `#`"
         ))
     };
     if !text.starts_with('/') {

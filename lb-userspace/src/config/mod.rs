@@ -1,8 +1,9 @@
 //! The configuration file: what may stand in it, what it means, and everything that is wrong with it at once.
 //!
-//! The text goes through these steps, each of which adds to the same [findings](Report) and leaves the rest to be
-//! judged: TOML syntax, each section by itself, what this version cannot do yet, the rules between sections, and
-//! the host the file is for. A file without an error is a [`Config`], every default spelled out.
+//! The text goes through these steps, each of which adds to the same [findings](Report) and leaves the rest
+//! to be judged: TOML syntax, each section by itself, what this version cannot do yet, the rules between
+//! sections, and the host the file is for. A file without an error is a [`Config`] with every default spelled
+//! out.
 
 mod backend_set;
 mod dns_name;
@@ -85,7 +86,8 @@ pub fn parse(source: &str, file_name: &str) -> Result<Loaded, Report> {
 /// Judges a text and whether it suits a host.
 ///
 /// # Errors
-/// Everything that is wrong with the text, interfaces that the host does not have and files that cannot be used.
+/// Everything that is wrong with the text, interfaces that the host does not have and files that cannot be
+/// used.
 pub fn parse_for(source: &str, file_name: &str, host: &dyn HostFacts) -> Result<Loaded, Report> {
     judge(source, file_name, Scope { host: Some(host), not_yet: true })
 }

@@ -64,12 +64,12 @@ impl<'r, 'd> Value<'r, 'd> {
     where
         T: TryFrom<i64> + PartialOrd + Display,
     {
-        let allowed = format!("an integer from {} to {}", bounds.start(), bounds.end());
-        let Some(integer) = self.value.as_integer() else { return self.wrong_type(allowed) };
+        let allowed = || format!("an integer from {} to {}", bounds.start(), bounds.end());
+        let Some(integer) = self.value.as_integer() else { return self.wrong_type(allowed()) };
         let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
         match number.and_then(|number| T::try_from(number).ok()).filter(|number| bounds.contains(number)) {
             Some(number) => Some(number),
-            None => self.refuse(Problem::new("out of range").allowed(allowed)),
+            None => self.refuse(Problem::new("out of range").allowed(allowed())),
         }
     }
 
@@ -100,13 +100,13 @@ impl<'r, 'd> Value<'r, 'd> {
 
     /// One of some words of an enumeration.
     pub(super) fn word_among<T: Word>(&self, values: &[T]) -> Option<T> {
-        let allowed = one_of(values.iter().map(|value| value.word()), "\"");
-        let Some(text) = self.value.as_str() else { return self.wrong_type(allowed) };
+        let allowed = || one_of(values.iter().map(|value| value.word()), "\"");
+        let Some(text) = self.value.as_str() else { return self.wrong_type(allowed()) };
         if let Some(value) = values.iter().find(|value| value.word() == text) {
             return Some(*value);
         }
         let meant = nearest(text, values.iter().map(|value| value.word()));
-        self.refuse(Problem::new("not one of the allowed words").allowed(allowed).suggest_any(meant))
+        self.refuse(Problem::new("not one of the allowed words").allowed(allowed()).suggest_any(meant))
     }
 
     /// The string as it stands, for a key that takes other types too.
@@ -151,7 +151,7 @@ impl<'r, 'd> Value<'r, 'd> {
             path: self.path.clone(),
             span: self.span.clone(),
             entries,
-            known: Vec::new(),
+            known: Vec::with_capacity(16),
         })
     }
 }
@@ -165,7 +165,7 @@ impl<'r, 'd> Table<'r, 'd> {
             path: Path::default(),
             span: root.span(),
             entries: root.get_ref(),
-            known: Vec::new(),
+            known: Vec::with_capacity(16),
         }
     }
 
@@ -239,8 +239,8 @@ impl<'r, 'd> Table<'r, 'd> {
         self.optional(key, default, Value::boolean)
     }
 
-    /// The tables of `[[key]]`, each with its place among them. A single `[key]` is reported, and read as if it were
-    /// the first of several.
+    /// The tables of `[[key]]`, each with its place among them. A single `[key]` is reported, and read as if
+    /// it were the first of several.
     pub(super) fn tables(&mut self, key: &'static str) -> Option<Vec<(usize, Table<'r, 'd>)>> {
         let Some(value) = self.get(key) else { return Some(Vec::new()) };
         if value.value.is_array() {

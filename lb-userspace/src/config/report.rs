@@ -22,6 +22,7 @@ pub enum Severity {
 }
 
 /// One error or warning: where, which key, what stands there, why that is wrong and what to write instead.
+/// Its `Display` ends with a newline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Diagnostic {
     /// Error or warning.
@@ -32,8 +33,8 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, from 1; 0 when the file could not be read.
     pub column: usize,
-    /// The key, for example `backend_set.web.backend[1].port`; elements are counted from 0. Empty for an error of
-    /// TOML syntax.
+    /// The key, for example `backend_set.web.backend[1].port`; elements are counted from 0. Empty for an
+    /// error of TOML syntax.
     pub path: String,
     /// The value that stands there, unless there is none or it is a table.
     pub value: Option<serde_json::Value>,
@@ -89,8 +90,8 @@ fn shorten(text: &str) -> String {
     }
 }
 
-/// Everything that is wrong with a refused file, in the order of the file. `Display` gives the text for people,
-/// `Serialize` the same as data: `{"ok": false, "errors": […], "warnings": […]}`.
+/// Everything that is wrong with a refused file, in the order of the file. `Display` gives the text for
+/// people, `Serialize` the same as data: `{"ok": false, "errors": […], "warnings": […]}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// At least one.

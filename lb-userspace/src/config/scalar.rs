@@ -56,7 +56,8 @@ pub(super) fn interface(text: &str) -> Result<String, Problem> {
         return Ok(text.to_owned());
     }
     Err(Problem::new("not a name of a network interface").allowed(format!(
-        "the name of one interface as `ip link` shows it, 1 to {MAX_INTERFACE_NAME} bytes without `/`, `:` and white space"
+        "the name of one interface as `ip link` shows it, 1 to {MAX_INTERFACE_NAME} bytes without `/`, \
+         `:` and white space"
     )))
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::Facts;
+use super::facts::{Facts, SetFacts};
 use super::findings::Findings;
 use super::reader::Table;
 use super::schema::{BackendSet, Config, Listener};
 use super::{backend_set, instance, listener, scalar};
 
-/// Reads every section: what the rules between sections need, and the configuration if no section was refused.
+/// Reads every section: what the rules between sections need, and the configuration if no section was
+/// refused.
 pub(super) fn read<'d>(findings: &Findings<'d>) -> (Facts<'d>, Option<Config>) {
     let mut root = Table::root(findings);
     let (instance, lb) = instance::read(&mut root);
@@ -30,7 +31,7 @@ pub(super) fn read<'d>(findings: &Findings<'d>) -> (Facts<'d>, Option<Config>) {
 /// `[backend_set.NAME]`, by name.
 fn read_sets<'d>(
     root: &mut Table<'_, 'd>,
-) -> (BTreeMap<&'d str, super::facts::SetFacts>, Option<BTreeMap<String, BackendSet>>) {
+) -> (BTreeMap<&'d str, SetFacts>, Option<BTreeMap<String, BackendSet>>) {
     let Some(value) = root.get("backend_set") else { return (BTreeMap::new(), Some(BTreeMap::new())) };
     let Some(table) = value.table_or("tables that begin with [backend_set.NAME]") else {
         return (BTreeMap::new(), None);

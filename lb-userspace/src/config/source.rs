@@ -4,13 +4,17 @@ use std::ops::Range;
 
 /// Longest piece of a line that an excerpt shows, in characters.
 const EXCERPT_WIDTH: usize = 100;
+/// Most characters that an excerpt shows before the mark.
+const EXCERPT_INDENT: usize = EXCERPT_WIDTH / 2;
 
-/// A file's name and text with an index of its lines.
+/// A file's name and text, indexed so that a position takes no scan: a file may be one long line of errors.
 pub(super) struct Source<'s> {
     pub(super) file: &'s str,
     pub(super) text: &'s str,
     /// Byte offset of the first character of each line.
     line_starts: Vec<usize>,
+    /// Offset of each byte that begins no character.
+    continuation_bytes: Vec<usize>,
 }
 
 /// A place in a file. Both counts start at 1; the column counts characters, not bytes.
@@ -37,33 +41,51 @@ impl<'s> Source<'s> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let line_starts =
             std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
-        Self { file, text, line_starts }
+        let continuation_bytes = match text.is_ascii() {
+            true => Vec::new(),
+            false => (0..text.len()).filter(|&offset| !text.is_char_boundary(offset)).collect(),
+        };
+        Self { file, text, line_starts, continuation_bytes }
     }
 
     /// Where a byte offset lies. Offsets beyond the end mean the end.
     pub(super) fn position(&self, offset: usize) -> Position {
         let offset = self.character_start(offset);
         let line = self.line_starts.partition_point(|&start| start <= offset);
-        let before = &self.text[self.line_starts[line - 1]..offset];
-        Position { line, column: before.chars().count() + 1 }
+        let line_start = self.line_starts[line - 1];
+        Position { line, column: self.characters(&(line_start..offset)) + 1 }
+    }
+
+    /// How many characters begin in a range of bytes.
+    fn characters(&self, range: &Range<usize>) -> usize {
+        let before = |offset| self.continuation_bytes.partition_point(|&byte| byte < offset);
+        range.len() - (before(range.end) - before(range.start))
     }
 
     /// The line at the beginning of `span`, with as much of `span` marked as stands on that line.
     pub(super) fn excerpt(&self, span: &Range<usize>) -> Excerpt {
         let start = self.character_start(span.start);
-        let Position { line, column } = self.position(start);
+        let line = self.position(start).line;
         let line_start = self.line_starts[line - 1];
         let line_end = self.line_starts.get(line).map_or(self.text.len(), |next| next - 1);
-        let whole = self.text[line_start..line_end].trim_end_matches('\r');
-        let marked_end = self.character_start(span.end).min(line_start + whole.len()).max(start);
-        let marked = self.text[start..marked_end].chars().count().max(1);
+        let line_end = line_start + self.text[line_start..line_end].trim_end_matches('\r').len();
 
-        let indent = column - 1;
-        let skipped =
-            if whole.chars().count() > EXCERPT_WIDTH { indent.saturating_sub(EXCERPT_WIDTH / 2) } else { 0 };
-        let text = whole.chars().skip(skipped).take(EXCERPT_WIDTH).map(printable).collect();
-        let indent = indent - skipped;
-        Excerpt { text, indent, width: marked.min(EXCERPT_WIDTH.saturating_sub(indent)).max(1) }
+        let is_long = self.characters(&(line_start..line_end)) > EXCERPT_WIDTH;
+        let most_before = if is_long { EXCERPT_INDENT } else { EXCERPT_WIDTH };
+        let before = self.text[line_start..start].char_indices().rev().take(most_before).last();
+        let shown_start = before.map_or(start, |(offset, _)| line_start + offset);
+        let indent = self.characters(&(shown_start..start));
+        let marked =
+            self.characters(&(start..self.character_start(span.end).clamp(start, line_end.max(start))));
+        Excerpt {
+            text: self.text[shown_start..line_end.max(start)]
+                .chars()
+                .take(EXCERPT_WIDTH)
+                .map(printable)
+                .collect(),
+            indent,
+            width: marked.clamp(1, EXCERPT_WIDTH - indent.min(EXCERPT_WIDTH - 1)),
+        }
     }
 
     /// The beginning of the character that the byte at `offset` belongs to.
@@ -117,6 +139,17 @@ mod tests {
         assert!(excerpt.text.chars().count() <= EXCERPT_WIDTH);
         assert_eq!(&excerpt.text[excerpt.indent..excerpt.indent + excerpt.width], "port");
         assert!(!excerpt.text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_excerpt_counts_characters() {
+        let text = format!("{}port = 0{}", "é".repeat(300), "ü".repeat(300));
+        let source = Source::new("f", &text);
+        let at = text.find("port").unwrap();
+        let excerpt = source.excerpt(&(at..at + 4));
+        assert_eq!(excerpt.text.chars().count(), EXCERPT_WIDTH);
+        assert_eq!(excerpt.text.chars().skip(excerpt.indent).take(excerpt.width).collect::<String>(), "port");
+        assert_eq!(source.position(at).column, 301);
     }
 
     #[test]

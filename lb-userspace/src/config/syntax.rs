@@ -8,9 +8,9 @@ use toml::de::{DeTable, DeValue, Error};
 /// More errors than this are hardly slips in single values.
 const MAX_LOCAL_ERRORS: usize = 64;
 
-/// Whether the errors lie within single values or are keys that stand twice, so that the parser has understood
-/// everything around them. Then the rest of the document is judged as well, to show all errors at once; after a
-/// lost bracket or quote, the rest would only draw errors that are none.
+/// Whether the errors lie within single values or are keys that stand twice, so that the parser has
+/// understood everything around them. Then the rest of the document is judged as well, to show all errors at
+/// once; after a lost bracket, the rest would only draw errors that are none.
 pub(super) fn rest_is_sound(text: &str, root: &Spanned<DeTable<'_>>, errors: &[Error]) -> bool {
     if errors.is_empty() {
         return true;

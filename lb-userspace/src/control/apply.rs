@@ -3,6 +3,7 @@
 //! listeners that use them; and the other way round for what goes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use lb_common::{Backend, ListenerKey, Settings};
@@ -24,6 +25,7 @@ pub struct Applier {
 #[derive(Debug, Default)]
 struct Held {
     listeners: BTreeMap<ListenerOrd, lb_common::Listener>,
+    vips: BTreeSet<IpAddr>,
     backends: BTreeMap<u32, Backend>,
     /// Sets; the table of an adopted one is not known.
     sets: BTreeMap<u32, Option<DesiredSet>>,
@@ -39,8 +41,9 @@ impl Applier {
     pub fn read(maps: &Maps) -> Result<Self> {
         let listeners = maps.listeners()?.into_iter().map(|(key, value)| (ordered(&key), value)).collect();
         let backends = maps.backends()?.into_iter().collect();
+        let vips = maps.vips()?.into_iter().map(IpAddr::from).collect();
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
-        Ok(Self { ids: Ids::adopt(maps)?, held: Held { listeners, backends, sets, settings: None } })
+        Ok(Self { ids: Ids::adopt(maps)?, held: Held { listeners, vips, backends, sets, settings: None } })
     }
 
     /// The backends in the maps, those included that the configuration has lost and that still drain.
@@ -58,6 +61,7 @@ impl Applier {
         self.add_backends(maps, desired)?;
         self.apply_sets(maps, desired)?;
         self.apply_listeners(maps, desired)?;
+        self.apply_vips(maps)?;
         self.retire_backends(maps, desired)?;
         self.remove_sets(maps, desired)
     }
@@ -129,6 +133,19 @@ impl Applier {
         }
         let wanted: BTreeSet<u32> = desired.listeners.values().map(|listener| listener.id).collect();
         self.ids.keep_listeners(|id| wanted.contains(&id));
+        Ok(())
+    }
+
+    /// Every address that has listeners is a VIP.
+    fn apply_vips(&mut self, maps: &mut Maps) -> Result<()> {
+        let wanted: BTreeSet<IpAddr> = self.held.listeners.keys().map(|(address, ..)| *address).collect();
+        for &address in wanted.difference(&self.held.vips) {
+            maps.add_vip(&address.into())?;
+        }
+        for &address in self.held.vips.difference(&wanted) {
+            maps.remove_vip(&address.into())?;
+        }
+        self.held.vips = wanted;
         Ok(())
     }
 

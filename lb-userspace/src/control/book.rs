@@ -25,6 +25,14 @@ pub struct Book {
 struct Entry {
     health: BackendHealth,
     spec: CheckSpec,
+    /// Checks made, by verdict.
+    made: BTreeMap<&'static str, u64>,
+}
+
+impl Entry {
+    const fn new(health: BackendHealth, spec: CheckSpec) -> Self {
+        Self { health, spec, made: BTreeMap::new() }
+    }
 }
 
 impl Book {
@@ -43,7 +51,7 @@ impl Book {
         for (id, backend, check) in backends(config) {
             let healthy = is_in(SocketAddr::new(backend.address, backend.port));
             let health = BackendHealth::inherit(id.clone(), thresholds(check), healthy, now);
-            book.backends.insert(id, Entry { health, spec: CheckSpec::new(backend, check) });
+            book.backends.insert(id, Entry::new(health, CheckSpec::new(backend, check)));
         }
         book
     }
@@ -58,10 +66,7 @@ impl Book {
             let mut entry = match self.backends.remove(&id) {
                 // The same name at another address is another backend.
                 Some(entry) if entry.spec.target.ip() == spec.target.ip() => entry,
-                _ => Entry {
-                    health: BackendHealth::new(id.clone(), thresholds(check), now),
-                    spec: spec.clone(),
-                },
+                _ => Entry::new(BackendHealth::new(id.clone(), thresholds(check), now), spec.clone()),
             };
             if entry.spec == spec {
                 entry.health.set_thresholds(thresholds(check));
@@ -86,6 +91,7 @@ impl Book {
     /// Notes a result; whether it may change the rotation.
     pub fn record(&mut self, id: &CheckId, result: CheckResult) -> bool {
         let Some(entry) = self.backends.get_mut(id) else { return false };
+        *entry.made.entry(result.outcome.status.word()).or_default() += 1;
         debug!(backend_set = id.set, backend = id.backend, result = %json!(result), "checked");
         let before = health(&entry.health);
         if let Some(transition) = entry.health.observe(result) {
@@ -102,6 +108,13 @@ impl Book {
     /// Everything that is known of a backend.
     pub fn get(&self, set: &str, backend: &str) -> Option<&BackendHealth> {
         self.backends.get(&CheckId::new(set, backend)).map(|entry| &entry.health)
+    }
+
+    /// Checks made: set, backend, verdict, number.
+    pub fn checks_made(&self) -> impl Iterator<Item = (&str, &str, &'static str, u64)> {
+        self.backends.iter().flat_map(|(id, entry)| {
+            entry.made.iter().map(|(&verdict, &count)| (id.set.as_str(), id.backend.as_str(), verdict, count))
+        })
     }
 
     /// Transitions of all backends, of those of one set, or of one; the oldest first.

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::apply::Applier;
 use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
+use super::findings;
 use super::flows::Flows;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
@@ -28,6 +29,7 @@ use crate::dataplane::{AttachedMode, Dataplane, Limits, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
+use crate::metrics;
 use crate::network::next_hop::{Resolver, Ways};
 use crate::network::vip;
 
@@ -318,6 +320,11 @@ impl Controller {
                 self.flows.walk_now(FRESH_CENSUS).await;
                 self.status().map_or_else(failed, Answer::Document)
             }
+            Question::Diagnose { set } => {
+                self.flows.walk_now(FRESH_CENSUS).await;
+                self.diagnose(set.as_deref()).unwrap_or_else(failed)
+            }
+            Question::Metrics => self.metrics().unwrap_or_else(failed),
             Question::Config => {
                 Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
             }
@@ -341,10 +348,11 @@ impl Controller {
         }
     }
 
-    fn status(&mut self) -> Result<serde_json::Value> {
+    /// Everything a report may look at.
+    fn with_sources<R>(&mut self, make: impl FnOnce(&Sources<'_>) -> Result<R>) -> Result<R> {
         let program_id = self.dataplane.program()?.info().context("cannot look at the program")?.id();
         let config = self.overrides.applied_to(&self.config);
-        let status = report::status(&Sources {
+        make(&Sources {
             instance: self.instance.name(),
             file: &self.file,
             loaded_at: self.loaded_at,
@@ -358,8 +366,27 @@ impl Controller {
             ways: &self.ways.borrow(),
             census: &self.flows.census(),
             maps: &self.dataplane.maps,
-        })?;
+        })
+    }
+
+    fn status(&mut self) -> Result<serde_json::Value> {
+        let status = self.with_sources(report::status)?;
         serde_json::to_value(status).context("cannot write the status")
+    }
+
+    fn diagnose(&mut self, set: Option<&str>) -> Result<Answer> {
+        let diagnosis = self.with_sources(|sources| findings::diagnosis(sources, set))?;
+        let Some(diagnosis) = diagnosis else {
+            let names: Vec<&str> = self.config.backend_sets.keys().map(String::as_str).collect();
+            return Ok(Answer::NotFound(format!("no such backend set; there are: {}", names.join(", "))));
+        };
+        Ok(Answer::Document(serde_json::to_value(diagnosis).context("cannot write the diagnosis")?))
+    }
+
+    fn metrics(&mut self) -> Result<Answer> {
+        let status = self.with_sources(report::status)?;
+        let text = metrics::render(&status, self.book.checks_made()).context("cannot write the metrics")?;
+        Ok(Answer::Metrics(text))
     }
 
     async fn reload_or_complain(&mut self) {

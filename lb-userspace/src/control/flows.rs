@@ -1,5 +1,6 @@
 //! The thread that walks over the flows, so that the controller's loop never waits for a million of them.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -57,7 +58,7 @@ impl Flows {
         }
     }
 
-    /// What the last walk found.
+    /// What the last walk found; `unanswered` counts since the start.
     pub fn census(&self) -> Census {
         self.census.borrow().clone()
     }
@@ -65,6 +66,7 @@ impl Flows {
 
 fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: &watch::Sender<Census>) {
     let mut limits = Limits::default();
+    let mut unanswered = BTreeMap::new();
     loop {
         let mut waiting = Vec::new();
         match orders.recv_timeout(PAUSE) {
@@ -78,7 +80,10 @@ fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: 
         }
         match collector.sweep(&limits) {
             Ok(census) => {
-                publish.send_replace(census);
+                for (&backend, &count) in &census.unanswered {
+                    *unanswered.entry(backend).or_default() += count;
+                }
+                publish.send_replace(Census { unanswered: unanswered.clone(), ..census });
             }
             Err(error) => error!("cannot collect idle flows: {error:#}"),
         }

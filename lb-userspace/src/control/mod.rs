@@ -9,12 +9,14 @@
 //! | `overrides` | life-cycle changes made at run time |
 //! | `flows` | the thread that walks over the flows |
 //! | `report` | all of it → the status document |
+//! | `findings` | all of it → the diagnosis |
 //! | `controller` | the loop itself |
 
 pub mod apply;
 pub mod book;
 pub mod controller;
 pub mod desired;
+pub mod findings;
 pub mod flows;
 pub mod ids;
 pub mod overrides;

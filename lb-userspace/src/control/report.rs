@@ -57,8 +57,7 @@ pub struct Sources<'a> {
 pub fn status(sources: &Sources<'_>) -> Result<Status> {
     let levels: BTreeMap<&str, SetLevel> =
         sources.config.backend_sets.keys().map(|name| (name.as_str(), set_level(sources, name))).collect();
-    let of_sets: Vec<(&str, Level)> = levels.iter().map(|(name, set)| (*name, set.verdict.level)).collect();
-    let verdict = level::instance(&of_sets);
+    let verdict = instance_level(sources);
     let listeners: Vec<ListenerStatus> = sources
         .config
         .listeners
@@ -88,6 +87,14 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
     })
 }
 
+/// The level of the instance.
+pub(super) fn instance_level(sources: &Sources<'_>) -> level::Verdict {
+    let names = sources.config.backend_sets.keys();
+    let sets: Vec<(&str, Level)> =
+        names.map(|name| (name.as_str(), set_level(sources, name).verdict.level)).collect();
+    level::instance(&sets)
+}
+
 fn interfaces(sources: &Sources<'_>) -> Vec<InterfaceStatus> {
     let status = |(name, mode): &(String, AttachedMode)| InterfaceStatus {
         name: name.clone(),
@@ -97,7 +104,8 @@ fn interfaces(sources: &Sources<'_>) -> Vec<InterfaceStatus> {
     sources.attached.iter().map(status).collect()
 }
 
-fn set_level(sources: &Sources<'_>, name: &str) -> SetLevel {
+/// The level of a set of the configuration.
+pub(super) fn set_level(sources: &Sources<'_>, name: &str) -> SetLevel {
     let set = &sources.config.backend_sets[name];
     let members: Vec<Member<'_>> = set
         .backends
@@ -175,6 +183,7 @@ fn backend_status(sources: &Sources<'_>, set: &str, backend: &config::Backend) -
         new_flows: counters.new_flows,
         active_flows: sources.census.by_backend.get(&id).copied().unwrap_or_default(),
         refused: counters.refused,
+        unanswered: sources.census.unanswered.get(&id).copied().unwrap_or_default(),
         next_hop_problem: next_hop_problem(sources, backend),
         result: health.map_or(Value::Null, |health| json!(health.result())),
     })

@@ -59,6 +59,8 @@ pub struct Census {
     pub snat_ports: BTreeMap<(std::net::IpAddr, u32), u64>,
     /// Flows that this walk ended.
     pub ended: u64,
+    /// Of those, the TCP flows whose SYN the backend never answered, by backend id.
+    pub unanswered: BTreeMap<u32, u64>,
 }
 
 /// Holds the connection maps of a data plane.
@@ -116,10 +118,17 @@ where
         while let Some(halves) = self.batch.read_next(map, &mut cursor)? {
             for (key, half) in halves {
                 let is_to_backend = half.direction == Flow::<A>::TO_BACKEND;
-                if may_be_over(&key, &half, now, limits) && end_if_over(map, &key, now, limits)? {
-                    census.ended += u64::from(is_to_backend);
-                } else if is_to_backend {
-                    census.count(&key, &half);
+                let fate = match may_be_over(&key, &half, now, limits) {
+                    true => end_if_over(map, &key, now, limits)?,
+                    false => Fate::Lives,
+                };
+                match fate {
+                    Fate::Lives if is_to_backend => census.count(&key, &half),
+                    Fate::Lives => {}
+                    Fate::Over { unanswered } => {
+                        census.ended += u64::from(is_to_backend);
+                        *census.unanswered.entry(half.backend).or_default() += u64::from(unanswered);
+                    }
                 }
             }
         }
@@ -154,15 +163,28 @@ fn may_be_over<A: Address>(key: &FlowKey<A>, half: &Flow<A>, now: Tick, limits: 
     now.since(half.last_seen) >= patience
 }
 
+/// What becomes of a flow.
+enum Fate {
+    /// It goes on.
+    Lives,
+    /// It has been removed, if it was not gone already.
+    Over {
+        /// Whether it was a TCP flow whose SYN got neither an answer nor a refusal.
+        unanswered: bool,
+    },
+}
+
 /// Reads the flow again, both halves, and removes it if it is over. The second look makes the window small in
 /// which a packet that arrives just now loses its flow.
-fn end_if_over<A>(map: BorrowedFd<'_>, key: &FlowKey<A>, now: Tick, limits: &Limits) -> Result<bool>
+fn end_if_over<A>(map: BorrowedFd<'_>, key: &FlowKey<A>, now: Tick, limits: &Limits) -> Result<Fate>
 where
     A: Address,
     FlowKey<A>: Pod + PartialEq,
     Flow<A>: Pod,
 {
-    let Some(half) = sys::lookup::<_, Flow<A>>(map, key)? else { return Ok(true) };
+    let Some(half) = sys::lookup::<_, Flow<A>>(map, key)? else {
+        return Ok(Fate::Over { unanswered: false });
+    };
     let other_key = half.other_half(key.protocol);
     let other = sys::lookup::<_, Flow<A>>(map, &other_key)?;
     let other = other.filter(|other| other.other_half(key.protocol) == *key);
@@ -172,7 +194,7 @@ where
         None => now.since(half.last_seen) >= ORPHAN,
     };
     if !is_over {
-        return Ok(false);
+        return Ok(Fate::Lives);
     }
     // The half for the answers claims the SNAT port: it goes last, so that nobody gets the port while the
     // other half still sends from it.
@@ -184,7 +206,12 @@ where
     if other.is_some() || last == *key {
         sys::delete(map, &last)?;
     }
-    Ok(true)
+    let unanswered = other.is_some_and(|other| {
+        let (there, back) =
+            if half.direction == Flow::<A>::TO_BACKEND { (half, other) } else { (other, half) };
+        is_half_open(key.protocol, there.seen) && back.seen == 0
+    });
+    Ok(Fate::Over { unanswered })
 }
 
 /// Whether a whole flow is over.

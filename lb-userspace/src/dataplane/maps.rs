@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use lb_common::listener::SetName;
+use lb_common::listener::{SetName, Vip};
 use lb_common::{
     Addr4, Addr6, Backend, Counters, Drops, Listener, ListenerKey, MaglevTable, Settings, Traffic,
 };
@@ -15,6 +15,8 @@ use super::sys;
 /// The maps of a loaded data plane, connections apart.
 pub struct Maps {
     listeners: HashMap<MapData, ListenerKey, Listener>,
+    vips: HashMap<MapData, Addr6, Vip>,
+    strays: HashMap<MapData, ListenerKey, u64>,
     backends: Array<MapData, Backend>,
     backend_sets: Array<MapData, SetName>,
     maglev: ArrayOfMaps<MapData, Array<MapData, MaglevTable>>,
@@ -48,6 +50,8 @@ impl Maps {
         Ok(Self {
             maglev_fd,
             listeners: take!(ebpf, "listeners"),
+            vips: take!(ebpf, "vips"),
+            strays: take!(ebpf, "strays"),
             backends: take!(ebpf, "backends"),
             backend_sets: take!(ebpf, "backend_sets"),
             maglev: take!(ebpf, "maglev"),
@@ -85,6 +89,42 @@ impl Maps {
     /// If it is not there.
     pub fn remove_listener(&mut self, key: &ListenerKey) -> Result<()> {
         self.listeners.remove(key).context("cannot remove a listener from the map `listeners`")
+    }
+
+    /// All VIPs in the map.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn vips(&self) -> Result<Vec<Addr6>> {
+        self.vips.keys().collect::<Result<_, _>>().context("cannot read the map `vips`")
+    }
+
+    /// Adds a VIP.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full.
+    pub fn add_vip(&mut self, address: &Addr6) -> Result<()> {
+        self.vips.insert(address, Vip::default(), 0).context("cannot write the map `vips`")
+    }
+
+    /// Removes a VIP.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn remove_vip(&mut self, address: &Addr6) -> Result<()> {
+        self.vips.remove(address).context("cannot remove a VIP from the map `vips`")
+    }
+
+    /// What came to VIPs but to no listener: destination and packets.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn strays(&self) -> Result<Vec<(ListenerKey, u64)>> {
+        self.strays.iter().collect::<Result<_, _>>().context("cannot read the map `strays`")
     }
 
     /// All backends in use, with their ids.

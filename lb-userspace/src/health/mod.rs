@@ -20,6 +20,7 @@
 
 pub mod backend;
 pub mod check;
+pub mod diagnose;
 pub mod history;
 pub mod level;
 pub mod result;

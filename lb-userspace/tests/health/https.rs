@@ -260,8 +260,13 @@ async fn a_ca_file_that_is_missing_or_empty_is_no_verdict_on_the_backend() {
 }
 
 #[tokio::test]
-async fn a_server_name_that_is_none_is_no_verdict_on_the_backend() {
+async fn a_server_name_that_is_no_name_is_no_verdict_on_the_backend() {
     let server = serving(self_signed()).await;
-    let tls = TlsCheck { tls_server_name: "not a name".into(), ..TlsCheck::default() };
-    assert_eq!(run(&https(server.address, tls)).await.0, CheckStatus::Unknown);
+    for name in ["not a name", "127.0.0.1", "127.1", "0x7f000001", "a..b"] {
+        let tls = TlsCheck { tls_server_name: name.into(), ..TlsCheck::default() };
+        let (status, result) = run(&https(server.address, tls)).await;
+        assert_eq!(status, CheckStatus::Unknown, "{name}: {result}");
+        assert!(result["msg"].as_str().is_some_and(|msg| msg.contains(name)), "{result}");
+    }
+    assert_eq!(server.served(), 0);
 }

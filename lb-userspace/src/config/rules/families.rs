@@ -19,11 +19,42 @@ pub(super) fn judge(findings: &Findings<'_>, facts: &Facts<'_>) {
     }
 }
 
-/// Something with an address, and how a message names it.
-struct Member {
-    address: IpAddr,
-    title: String,
-    path: Path<'static>,
+/// A backend or a listener with its address.
+#[derive(Clone, Copy)]
+enum Member<'f, 'd> {
+    Backend(&'f BackendFacts, IpAddr),
+    Listener(&'f ListenerFacts<'d>, IpAddr),
+}
+
+impl<'f, 'd> Member<'f, 'd> {
+    fn backend(backend: &'f BackendFacts) -> Option<Self> {
+        Some(Self::Backend(backend, backend.address?))
+    }
+
+    fn listener(listener: &'f ListenerFacts<'d>) -> Option<Self> {
+        Some(Self::Listener(listener, listener.address?))
+    }
+
+    fn address(self) -> IpAddr {
+        match self {
+            Self::Backend(_, address) | Self::Listener(_, address) => address,
+        }
+    }
+
+    fn title(self) -> String {
+        match self {
+            Self::Backend(backend, _) => backend.title(),
+            Self::Listener(listener, _) => listener.title(),
+        }
+    }
+
+    /// Where its address stands.
+    fn path(self, set: &str) -> Path<'_> {
+        match self {
+            Self::Backend(backend, _) => backend.path(set).then("address"),
+            Self::Listener(listener, _) => listener.path().then("address"),
+        }
+    }
 }
 
 fn family(address: IpAddr) -> &'static str {
@@ -36,40 +67,38 @@ fn differ(a: IpAddr, b: IpAddr) -> bool {
 
 /// The first listener sets the family, unless all backends agree on the other one.
 fn refuse_mixed_set(findings: &Findings<'_>, name: &str, set: &SetFacts, listeners: &[&ListenerFacts<'_>]) {
-    let backends = || set.backends.iter().filter_map(|backend| backend_member(name, backend));
+    let backends = || set.backends.iter().filter_map(Member::backend);
+    let mut listeners = listeners.iter().filter_map(|listener| Member::listener(listener)).peekable();
     let Some(first_backend) = backends().next() else { return };
-    let backends_agree = backends().all(|backend| !differ(backend.address, first_backend.address));
-    let first_listener = listeners.iter().find_map(|listener| listener_member(listener));
-    let norm = match first_listener {
-        Some(listener) if !backends_agree => listener,
+    let backends_agree = backends().all(|backend| !differ(backend.address(), first_backend.address()));
+    let norm = match listeners.peek() {
+        Some(listener) if !backends_agree => *listener,
         _ => first_backend,
     };
-    let listeners = listeners.iter().filter_map(|listener| listener_member(listener));
-    for member in backends().chain(listeners).filter(|member| differ(member.address, norm.address)) {
-        refuse(findings, &member, &norm, &format!("in set `{name}`"));
+    for member in backends().chain(listeners).filter(|member| differ(member.address(), norm.address())) {
+        refuse(findings, name, member.address(), &member.path(name), norm);
     }
 }
 
-fn refuse(findings: &Findings<'_>, member: &Member, norm: &Member, place: &str) {
+fn refuse(findings: &Findings<'_>, set: &str, address: IpAddr, path: &Path<'_>, norm: Member<'_, '_>) {
     let problem = Problem::new(format!(
-        "an {} address, but {} ({}) {place} has the {} address {}",
-        family(member.address),
-        norm.title,
-        findings.line_of(&norm.path),
-        family(norm.address),
-        norm.address
+        "an {} address, but {} ({}) in set `{set}` has the {} address {}",
+        family(address),
+        norm.title(),
+        findings.line_of(&norm.path(set)),
+        family(norm.address()),
+        norm.address()
     ))
     .allowed("one family for a listener, its backends and its SNAT addresses");
-    findings.refuse_at(&member.path, problem);
+    findings.refuse_at(path, problem);
 }
 
 fn refuse_foreign_check_source(findings: &Findings<'_>, name: &str, set: &SetFacts) {
     let Some(address) = set.check.source_address else { return };
-    let mut backends = set.backends.iter().filter_map(|backend| backend_member(name, backend));
-    if let Some(backend) = backends.find(|backend| differ(backend.address, address)) {
-        let path = at!["backend_set", name.to_owned(), "health_check", "source_address"];
-        let member = Member { address, title: String::new(), path };
-        refuse(findings, &member, &backend, &format!("in set `{name}`"));
+    let mut backends = set.backends.iter().filter_map(Member::backend);
+    if let Some(backend) = backends.find(|backend| differ(backend.address(), address)) {
+        let path = at!["backend_set", name, "health_check", "source_address"];
+        refuse(findings, name, address, &path, backend);
     }
 }
 
@@ -79,34 +108,18 @@ fn refuse_foreign_snat_addresses(
     facts: &Facts<'_>,
     listeners: &[&ListenerFacts<'_>],
 ) {
-    let Some(&[first, ..]) = facts.instance.snat_addresses.as_deref() else { return };
-    let all = facts.instance.snat_addresses.iter().flatten();
-    for listener in listeners.iter().filter_map(|listener| listener_member(listener)) {
-        if all.clone().all(|snat| differ(*snat, listener.address)) {
-            let line = findings.line_of(&at!["lb", "snat_addresses"]);
-            let problem = Problem::new(format!(
-                "an {} address, but `lb.snat_addresses` ({line}) has only {} ones",
-                family(listener.address),
-                family(first)
-            ))
-            .allowed(format!(
-                "at least one {} address in `lb.snat_addresses`, or none at all",
-                family(listener.address)
-            ));
-            findings.refuse_at(&listener.path, problem);
-        }
+    let addresses = facts.instance.snat_addresses.as_deref().unwrap_or_default();
+    let Some(first) = addresses.first() else { return };
+    let is_foreign = |address: IpAddr| addresses.iter().all(|snat| differ(*snat, address));
+    for listener in listeners {
+        let Some(address) = listener.address.filter(|address| is_foreign(*address)) else { continue };
+        let line = findings.line_of(&at!["lb", "snat_addresses"]);
+        let own = family(address);
+        let problem = Problem::new(format!(
+            "an {own} address, but `lb.snat_addresses` ({line}) has only {} ones",
+            family(*first)
+        ))
+        .allowed(format!("at least one {own} address in `lb.snat_addresses`, or none at all"));
+        findings.refuse_at(&listener.path().then("address"), problem);
     }
-}
-
-fn listener_member(listener: &ListenerFacts<'_>) -> Option<Member> {
-    Some(Member {
-        address: listener.address?,
-        title: listener.title(),
-        path: listener.path().then("address"),
-    })
-}
-
-fn backend_member(set: &str, backend: &BackendFacts) -> Option<Member> {
-    let path = at!["backend_set", set.to_owned(), "backend", backend.index, "address"];
-    Some(Member { address: backend.address?, title: backend.title(), path })
 }

@@ -9,6 +9,9 @@ use crate::config::findings::Findings;
 use crate::config::problem::{Problem, nearest};
 use crate::config::schema::{PortRange, Protocol};
 
+/// Most unknown names of sets that are compared with all known ones.
+const MAX_SUGGESTIONS: usize = 64;
+
 pub(super) fn judge(findings: &Findings<'_>, facts: &Facts<'_>) {
     refuse_too_many(findings, facts);
     refuse_equal_names(findings, facts);
@@ -123,14 +126,18 @@ fn describe(ports: PortRange) -> String {
 }
 
 fn refuse_unknown_sets(findings: &Findings<'_>, facts: &Facts<'_>) {
-    for listener in &facts.listeners {
-        let Some(name) = listener.backend_set.filter(|name| !facts.sets.contains_key(name)) else { continue };
-        let problem = match facts.sets.is_empty() {
-            true => Problem::new("no set of this name").allowed(format!("a table [backend_set.{name}]")),
-            false => Problem::new("no set of this name")
-                .allowed("the name of a [backend_set.NAME] of this file")
-                .suggest_any(nearest(name, facts.sets.keys().copied())),
-        };
+    let unknown = facts.listeners.iter().filter_map(|listener| {
+        let name = listener.backend_set.filter(|name| !facts.sets.contains_key(name))?;
+        Some((listener, name))
+    });
+    for (number, (listener, name)) in unknown.enumerate() {
+        let mut problem = Problem::new("no set of this name").allowed(match facts.sets.is_empty() {
+            true => format!("a table [backend_set.{name}]"),
+            false => "the name of a [backend_set.NAME] of this file".into(),
+        });
+        if number < MAX_SUGGESTIONS {
+            problem = problem.suggest_any(nearest(name, facts.sets.keys().copied()));
+        }
         findings.refuse_at(&listener.path().then("backend_set"), problem);
     }
 }

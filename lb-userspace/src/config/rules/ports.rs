@@ -63,7 +63,7 @@ impl<'f, 'd> SetPorts<'f, 'd> {
     }
 }
 
-/// A backend keeps the destination port exactly if there are several to keep.
+/// A backend keeps the destination port where there are several to keep.
 fn refuse_port_mismatch(
     findings: &Findings<'_>,
     set: &str,
@@ -72,22 +72,11 @@ fn refuse_port_mismatch(
 ) {
     let path = backend.path(set).then("port");
     let line = |listener: &ListenerFacts<'_>| findings.line_of(&listener.ports_path(findings));
-    match (backend.port, ports) {
-        (Some(1..), SetPorts { several: Some(listener), .. }) => {
-            let problem =
-                Problem::new(format!("{} ({}) takes several ports", listener.title(), line(listener)))
-                    .allowed("0, which keeps the destination port, for a set behind `ports` or `port = 0`")
-                    .suggest("port = 0");
-            findings.refuse_at(&path, problem);
-        }
-        (Some(0), SetPorts { single: Some((port, listener)), .. }) => {
-            let problem =
-                Problem::new(format!("{} ({}) takes one port only", listener.title(), line(listener)))
-                    .allowed("a port from 1 to 65535; 0 only for a set behind `ports` or `port = 0`")
-                    .suggest(format!("port = {port}"));
-            findings.refuse_at(&path, problem);
-        }
-        _ => {}
+    if let (Some(1..), Some(listener)) = (backend.port, ports.several) {
+        let problem = Problem::new(format!("{} ({}) takes several ports", listener.title(), line(listener)))
+            .allowed("0, which keeps the destination port, for a set behind `ports` or `port = 0`")
+            .suggest("port = 0");
+        findings.refuse_at(&path, problem);
     }
 }
 

@@ -110,7 +110,8 @@ fn earlier<'f, K: std::hash::Hash + Eq>(
 fn refuse_idle_sets(findings: &Findings<'_>, name: &str, set: &SetFacts) {
     let Some(first) = set.backends.first() else { return };
     let all = |test: fn(&BackendFacts) -> bool| set.backends.iter().all(test);
-    if all(|backend| backend.backup == Some(true)) {
+    let all_backups = all(|backend| backend.backup == Some(true));
+    if all_backups {
         let problem = Problem::new("every backend of the set is a backup, so there is none to stand in for")
             .allowed("at least one backend with backup = false");
         findings.refuse_at(&first.path(name).then("backup"), problem);
@@ -119,7 +120,7 @@ fn refuse_idle_sets(findings: &Findings<'_>, name: &str, set: &SetFacts) {
         let problem = Problem::new("every backend of the set has weight 0, so none gets a new flow")
             .allowed("at least one backend with a weight from 1 to 1000");
         findings.refuse_at(&first.path(name).then("weight"), problem);
-    } else if all(|backend| backend.backup == Some(true) || backend.weight == Some(0)) {
+    } else if !all_backups && all(|backend| backend.backup == Some(true) || backend.weight == Some(0)) {
         let problem = Problem::new(
             "only backups have a weight: while a backend without `backup` is healthy, no new flow is taken",
         );

@@ -86,7 +86,8 @@ fn refuse(
         names.push(format!("{} more", owners.len() - NAMED));
     }
     let problem = Problem::new(format!(
-        "all of {first}-{last} belong to listeners on {source} ({}), which leaves no source port for the flows of {}",
+        "all of {first}-{last} belong to listeners on {source} ({}), which leaves no source port for the \
+         flows of {}",
         all_of(names),
         user.title()
     ))

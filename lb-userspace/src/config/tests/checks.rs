@@ -47,13 +47,13 @@ fn a_check_ends_before_the_next_begins() {
     }
     let late = "protocol = \"tcp\"\ninterval_ms = 1000\ntimeout_ms = 1001";
     assert_check_error(late, "timeout_ms", "1001", &["`interval_ms`, which is 1000", "`timeout_ms = 1000`"]);
-    let default = "protocol = \"tcp\"\ninterval_ms = 2000";
-    assert_check_error(
-        default,
-        "interval_ms",
-        "2000",
-        &["`timeout_ms`, which is 3000", "`timeout_ms = 2000`"],
-    );
+    for (interval, timeout) in [(2000, 2000), (3000, 3000), (5000, 3000)] {
+        let loaded = accepted(&check(&format!("protocol = \"tcp\"\ninterval_ms = {interval}")));
+        assert_eq!(
+            loaded.config.backend_sets["web"].health_check.timeout_ms, timeout,
+            "the default fits the interval"
+        );
+    }
     for (key, value) in
         [("interval_ms", 99), ("interval_ms", 1_800_001), ("timeout_ms", 0), ("timeout_ms", 600_001)]
     {

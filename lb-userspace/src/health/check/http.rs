@@ -6,25 +6,19 @@ use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 
-use fancy_regex::{Regex, RegexBuilder};
 use nix::errno::Errno;
 use reqwest::header::{CONNECTION, HOST, HeaderValue};
 use reqwest::{Client, Method, Response, Url, redirect, retry};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::sync::Semaphore;
-use tower::{Layer, Service};
 
+use super::body::BodyRegex;
+use super::connector::NoteConnection;
 use super::failure::{Failure, Waiting};
 use super::tls::{self, Trust};
 use super::{Attempt, Shared};
 use crate::config::{self, HttpCheck, StatusCodes, TlsCheck};
-
-/// Steps back that a match may take. One pass of the usual "does not contain" pattern over a body of 64 KiB takes
-/// a tenth of it.
-const REGEX_BACKTRACK_LIMIT: usize = 1_000_000;
 
 const USER_AGENT: &str = concat!("lb-health-check/", env!("CARGO_PKG_VERSION"));
 
@@ -108,11 +102,8 @@ impl Request {
         let Some((regex, max_body_bytes)) = &self.body else { return Ok(()) };
         let mut body = Vec::new();
         while body.len() < *max_body_bytes {
-            match attempt
-                .within(Waiting::Answer, response.chunk())
-                .await?
-                .map_err(|error| body_failure(&error))?
-            {
+            let chunk = attempt.within(Waiting::Answer, response.chunk()).await?;
+            match chunk.map_err(|error| body_failure(&error))? {
                 Some(chunk) => body.extend_from_slice(&chunk),
                 None => break,
             }
@@ -127,19 +118,22 @@ fn url(check: &HttpCheck, target: SocketAddr) -> Result<Url, String> {
     if !check.path.starts_with('/') {
         return Err(format!("path {:?}: must begin with /", check.path));
     }
-    let text = match check.tls.as_ref().map(|tls| server_name(tls, &check.host)) {
-        None => format!("http://{target}{}", check.path),
-        Some(None) => format!("https://{target}{}", check.path),
-        Some(Some(name)) => {
-            ServerName::try_from(name).map_err(|error| format!("tls_server_name {name:?}: {error}"))?;
-            format!("https://{name}:{}{}", target.port(), check.path)
+    let scheme = if check.tls.is_some() { "https" } else { "http" };
+    let name = check.tls.as_ref().and_then(|tls| server_name(tls, &check.host));
+    let authority = name.map_or_else(|| target.to_string(), |name| format!("{name}:{}", target.port()));
+    let text = format!("{scheme}://{authority}{}", check.path);
+    let url = Url::parse(&text).map_err(|error| format!("{text}: {error}"))?;
+    match name {
+        // An address would be connected to instead of the target.
+        Some(name) if url.domain().is_none_or(|domain| ServerName::try_from(domain).is_err()) => {
+            Err(format!("tls_server_name {name:?}: not a DNS name"))
         }
-    };
-    Url::parse(&text).map_err(|error| format!("{text}: {error}"))
+        _ => Ok(url),
+    }
 }
 
 /// The name for SNI: `tls_server_name`, else `host` without its port if that is a name.
-fn server_name<'a>(tls: &'a TlsCheck, host: &'a str) -> Option<&'a str> {
+pub(in crate::health) fn server_name<'a>(tls: &'a TlsCheck, host: &'a str) -> Option<&'a str> {
     if !tls.tls_server_name.is_empty() {
         return Some(&tls.tls_server_name);
     }
@@ -148,39 +142,6 @@ fn server_name<'a>(tls: &'a TlsCheck, host: &'a str) -> Option<&'a str> {
     }
     let name = host.rsplit_once(':').map_or(host, |(name, _port)| name);
     matches!(ServerName::try_from(name), Ok(ServerName::DnsName(_))).then_some(name)
-}
-
-/// A pattern that is searched in bodies, away from the thread that answers everybody else.
-pub(super) struct BodyRegex {
-    regex: Regex,
-    /// One match of a pattern at a time: a costly pattern costs one thread.
-    turn: Arc<Semaphore>,
-}
-
-impl BodyRegex {
-    fn new(pattern: &str) -> Result<Self, String> {
-        let regex = RegexBuilder::new(pattern)
-            .backtrack_limit(REGEX_BACKTRACK_LIMIT)
-            .build()
-            .map_err(|error| format!("response_body_regex {pattern:?}: {error}"))?;
-        Ok(Self { regex, turn: Arc::new(Semaphore::new(1)) })
-    }
-
-    async fn search(self: Arc<Self>, body: Vec<u8>) -> Result<(), Failure> {
-        let stopped = |_| Failure::Unusable("not checked: shutting down".into());
-        // Kept to the end of the match, which goes on when the check has given up.
-        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(|_| Failure::Backtracking)?;
-        let found = tokio::task::spawn_blocking(move || {
-            let found = self.regex.is_match(String::from_utf8_lossy(&body).as_ref());
-            drop(turn);
-            found
-        });
-        match found.await.map_err(stopped)? {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::Mismatch),
-            Err(_) => Err(Failure::Backtracking),
-        }
-    }
 }
 
 impl Shared {
@@ -258,49 +219,5 @@ fn next_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + '
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(inner) => Some(inner),
         None => error.source(),
-    }
-}
-
-/// Notes that the connection stands (for HTTPS: with its TLS session), which the client would keep to itself.
-#[derive(Clone)]
-struct NoteConnection(Arc<AtomicBool>);
-
-#[derive(Clone)]
-struct NotingConnector<C> {
-    connector: C,
-    connected: Arc<AtomicBool>,
-}
-
-impl<C> Layer<C> for NoteConnection {
-    type Service = NotingConnector<C>;
-
-    fn layer(&self, connector: C) -> Self::Service {
-        NotingConnector { connector, connected: Arc::clone(&self.0) }
-    }
-}
-
-impl<C, R> Service<R> for NotingConnector<C>
-where
-    C: Service<R>,
-    C::Future: Send + 'static,
-    C::Response: Send,
-    C::Error: Send,
-{
-    type Response = C::Response;
-    type Error = C::Error;
-    type Future = futures::future::BoxFuture<'static, Result<C::Response, C::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
-        self.connector.poll_ready(context)
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        let connecting = self.connector.call(request);
-        let connected = Arc::clone(&self.connected);
-        Box::pin(async move {
-            let connection = connecting.await?;
-            connected.store(true, Ordering::Relaxed);
-            Ok(connection)
-        })
     }
 }

@@ -1,5 +1,7 @@
 //! One check of one backend: what is asked, and a single deadline for everything it takes to ask it.
 
+mod body;
+mod connector;
 mod dns;
 mod failure;
 mod http;
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use self::failure::{Failure, Waiting};
+pub(super) use self::http::server_name;
 pub use self::neighbour::{KernelNeighbours, Neighbours};
 use super::result::{CheckResult, CheckStatus, Outcome};
 use crate::config::{self, CheckKind, CheckProtocol, Payload};
@@ -100,7 +103,7 @@ pub async fn run(spec: &CheckSpec) -> CheckResult {
 /// What prepared checks have in common, so that 10,000 checks do not hold 10,000 copies of it.
 pub struct Shared {
     neighbours: Arc<dyn Neighbours>,
-    regexes: HashMap<String, Arc<http::BodyRegex>>,
+    regexes: HashMap<String, Arc<body::BodyRegex>>,
     tls: HashMap<tls::Trust, Arc<rustls::ClientConfig>>,
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
@@ -28,7 +28,7 @@ pub(in crate::network) struct Link {
     pub(in crate::network) mac: Option<Mac>,
     /// Bytes, from the IP header on.
     pub(in crate::network) mtu: u32,
-    /// Administratively up and with a carrier.
+    /// Operational (RFC 2863): before, what is sent is discarded.
     pub(in crate::network) up: bool,
 }
 
@@ -53,6 +53,8 @@ pub(in crate::network) struct HostAddress {
     pub(in crate::network) address: IpAddr,
     /// Bits of the connected prefix.
     pub(in crate::network) prefix_len: u8,
+    /// Duplicate address detection is over, or was never needed.
+    pub(in crate::network) verified: bool,
 }
 
 /// A route as one destination uses it.
@@ -203,7 +205,7 @@ pub(in crate::network) fn link(message: RouteNetlinkMessage) -> Option<(u32, Lin
         return None;
     }
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
-    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
     let mut link = Link { name: "".into(), mac: None, mtu: 0, up };
     for attribute in message.attributes {
         match attribute {
@@ -236,9 +238,12 @@ pub(in crate::network) fn neighbour(message: RouteNetlinkMessage) -> Option<(Hop
     Some((hop, Neighbour { state: message.header.state, mac }))
 }
 
-/// The address a message describes.
-pub(super) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+/// The address of this host a message describes.
+pub(in crate::network) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> {
+    let (RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message)) = message
+    else {
+        return None;
+    };
     let mut address = None;
     for attribute in message.attributes {
         match attribute {
@@ -248,13 +253,27 @@ pub(super) fn host_address(message: RouteNetlinkMessage) -> Option<HostAddress> 
             _ => {}
         }
     }
-    let prefix_len = message.header.prefix_len;
-    Some(HostAddress { ifindex: message.header.index, address: address?, prefix_len })
+    let header = message.header;
+    let unverified = AddressHeaderFlags::Tentative | AddressHeaderFlags::Optimistic;
+    Some(HostAddress {
+        ifindex: header.index,
+        address: address?,
+        prefix_len: header.prefix_len,
+        verified: !header.flags.intersects(unverified),
+    })
 }
 
-/// The answers to both questions about a route: the way, and the entry of the table that matched.
-pub(super) fn route(way: RouteNetlinkMessage, entry: RouteNetlinkMessage) -> Result<Route, Unroutable> {
-    let (RouteNetlinkMessage::NewRoute(way), RouteNetlinkMessage::NewRoute(entry)) = (way, entry) else {
+/// Whether the entry of a routing table says all there is about the way: one next hop, and the source.
+pub(super) fn is_whole_way(entry: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRoute(entry) = entry else { return false };
+    let has = |wanted: fn(&RouteAttribute) -> bool| entry.attributes.iter().any(wanted);
+    has(|attribute| matches!(attribute, RouteAttribute::Oif(_)))
+        && has(|attribute| matches!(attribute, RouteAttribute::PrefSource(_)))
+}
+
+/// A route from the entry of the table that matched and the way a packet would take.
+pub(super) fn route(entry: &RouteNetlinkMessage, way: &RouteNetlinkMessage) -> Result<Route, Unroutable> {
+    let (RouteNetlinkMessage::NewRoute(entry), RouteNetlinkMessage::NewRoute(way)) = (entry, way) else {
         return Err(Unroutable::NoRoute);
     };
     match way.header.kind {
@@ -267,13 +286,13 @@ pub(super) fn route(way: RouteNetlinkMessage, entry: RouteNetlinkMessage) -> Res
     }
     let prefix_len = entry.header.destination_prefix_length;
     let mut route = Route { ifindex: 0, gateway: None, source: None, prefix_len, mtu: None };
-    for attribute in way.attributes {
+    for attribute in &way.attributes {
         match attribute {
-            RouteAttribute::Oif(ifindex) => route.ifindex = ifindex,
+            RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,
             RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
             // An IPv4 destination behind an IPv6 gateway (RFC 5549).
-            RouteAttribute::Via(RouteVia::Inet(v4)) => route.gateway = Some(v4.into()),
-            RouteAttribute::Via(RouteVia::Inet6(v6)) => route.gateway = Some(v6.into()),
+            RouteAttribute::Via(RouteVia::Inet(v4)) => route.gateway = Some((*v4).into()),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => route.gateway = Some((*v6).into()),
             RouteAttribute::PrefSource(source) => route.source = ip(source),
             _ => {}
         }
@@ -289,10 +308,10 @@ pub(super) fn route(way: RouteNetlinkMessage, entry: RouteNetlinkMessage) -> Res
     if route.ifindex == 0 { Err(Unroutable::NoRoute) } else { Ok(route) }
 }
 
-fn ip(address: RouteAddress) -> Option<IpAddr> {
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
-        RouteAddress::Inet(v4) => Some(v4.into()),
-        RouteAddress::Inet6(v6) => Some(v6.into()),
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
         _ => None,
     }
 }
@@ -370,9 +389,10 @@ mod tests {
         entry.header.destination_prefix_length = 16;
         entry.attributes =
             vec![RouteAttribute::Metrics(vec![RouteMetric::Window(1), RouteMetric::Mtu(1400)])];
-        let answer = |way: &RouteMessage, entry: &RouteMessage| {
-            route(RouteNetlinkMessage::NewRoute(way.clone()), RouteNetlinkMessage::NewRoute(entry.clone()))
-        };
+        let message = |route: &RouteMessage| RouteNetlinkMessage::NewRoute(route.clone());
+        let answer = |way: &RouteMessage, entry: &RouteMessage| route(&message(entry), &message(way));
+        assert!(is_whole_way(&message(&way)));
+        assert!(!is_whole_way(&message(&entry)), "it may have several next hops");
         let expected = Route {
             ifindex: 3,
             gateway: "10.0.1.1".parse().ok(),

@@ -21,7 +21,9 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::Error;
-pub(super) use message::{Hop, HostAddress, Link, Neighbour, Route, Unroutable, link, messages, neighbour};
+pub(super) use message::{
+    Hop, HostAddress, Link, Neighbour, Route, Unroutable, host_address, link, messages, neighbour,
+};
 
 /// What asking for the route to an address says.
 pub(super) type Lookup = Result<Route, Unroutable>;
@@ -30,10 +32,15 @@ pub(super) type Lookup = Result<Route, Unroutable>;
 /// last one is taken: a host where they change all the time still has to be served.
 const DUMP_ATTEMPTS: usize = 4;
 
+/// Bytes; the kernel fills at most 32 KiB into one datagram (4.9).
+const DATAGRAM: usize = 64 << 10;
+
 /// Requests to the kernel, one at a time.
 pub(super) struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// Room for one datagram of an answer.
+    datagram: Vec<u8>,
 }
 
 impl Netlink {
@@ -46,7 +53,7 @@ impl Netlink {
             socket.set_non_blocking(true)?;
             Ok(socket)
         };
-        Ok(Self { socket: open().map_err(Error::Open)?, sequence: 0 })
+        Ok(Self { socket: open().map_err(Error::Open)?, sequence: 0, datagram: Vec::with_capacity(DATAGRAM) })
     }
 
     /// All links of the namespace, by interface index.
@@ -61,7 +68,7 @@ impl Netlink {
         let answers = self
             .dump(message::get_addresses())
             .map_err(|error| Error::kernel("list the addresses", error))?;
-        Ok(answers.into_iter().filter_map(message::host_address).collect())
+        Ok(answers.into_iter().filter_map(host_address).collect())
     }
 
     /// The neighbour tables of both families.
@@ -74,16 +81,19 @@ impl Netlink {
 
     /// The route that packets of this host to `destination` take.
     ///
-    /// Two questions: the first is answered with the way itself, one of several next hops already chosen as the
-    /// kernel chooses for this destination; the second (RTM_F_FIB_MATCH, kernel 4.13) with the entry of the table
-    /// that matched, which knows the prefix.
+    /// The first question (RTM_F_FIB_MATCH, kernel 4.13) is answered with the entry of the table that matched, which
+    /// knows the prefix. Where that does not say it all, a second one asks for the way a packet would take: one of
+    /// several next hops chosen as the kernel chooses for this destination, and the source address.
     pub(super) fn route(&mut self, destination: IpAddr) -> Result<Lookup, Error> {
-        let result = (|| {
-            let way = self.ask(message::get_route(destination, RouteFlags::empty()))?;
+        let mut find = || {
             let entry = self.ask(message::get_route(destination, RouteFlags::FibMatch))?;
-            Ok(message::route(way, entry))
-        })();
-        match result {
+            if message::is_whole_way(&entry) {
+                return Ok(message::route(&entry, &entry));
+            }
+            let way = self.ask(message::get_route(destination, RouteFlags::empty()))?;
+            Ok(message::route(&entry, &way))
+        };
+        match find() {
             Ok(lookup) => Ok(lookup),
             Err(error) => Unroutable::from_errno(&error)
                 .map(Err)
@@ -102,6 +112,9 @@ impl Netlink {
 
     /// Makes the kernel resolve a neighbour it does not know and verify one it has not heard of for a while, as if
     /// a packet had been sent to it (NTF_USE, kernel 2.6.37). An entry that is fresh or permanent stays as it is.
+    ///
+    /// An IPv6 neighbour is asked from the interface's link-local address. While there is none, nothing is sent, and
+    /// the kernel gives up on the neighbour all the same.
     pub(super) fn solicit(&mut self, hop: Hop) -> io::Result<()> {
         self.change(message::use_neighbour(hop), NLM_F_CREATE)
     }
@@ -147,9 +160,10 @@ impl Netlink {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
+            self.datagram.clear();
+            self.socket.recv(&mut self.datagram, 0)?;
             // What is left of an answer that was given up half-way has another number.
-            for message in messages(&datagram).filter(|m| m.header.sequence_number == self.sequence) {
+            for message in messages(&self.datagram).filter(|m| m.header.sequence_number == self.sequence) {
                 consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 let more = message.header.flags & NLM_F_MULTIPART != 0;
                 match message.payload {

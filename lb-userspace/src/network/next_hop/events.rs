@@ -14,7 +14,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 use super::table::Event;
 use crate::network::Error;
-use crate::network::netlink::{link, messages, neighbour};
+use crate::network::netlink::{host_address, link, messages, neighbour};
 
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
@@ -82,10 +82,9 @@ fn event(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
             neighbour(message).map(|(hop, neighbour)| Event::Neighbour(hop, Some(neighbour)))
         }
         Message::DelNeighbour(_) => neighbour(message).map(|(hop, _)| Event::Neighbour(hop, None)),
-        Message::NewAddress(address) | Message::DelAddress(address) => {
-            every(address.header.family).map(Event::Family)
-        }
-        Message::NewRule(rule) | Message::DelRule(rule) => every(rule.header.family).map(Event::Family),
+        Message::NewAddress(_) => host_address(message).map(Event::Address),
+        Message::DelAddress(_) => host_address(message).map(Event::AddressGone),
+        Message::NewRule(rule) | Message::DelRule(rule) => every(rule.header.family).map(Event::Route),
         Message::NewRoute(route) | Message::DelRoute(route) => prefix(&route).map(Event::Route),
         _ => None,
     }
@@ -116,8 +115,9 @@ fn prefix(route: &RouteMessage) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_route::address::AddressMessage;
+    use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
     use netlink_packet_route::route::RouteHeader;
+    use netlink_packet_route::rule::RuleMessage;
 
     fn route(header: RouteHeader, attributes: Vec<RouteAttribute>) -> Option<Event> {
         let mut route = RouteMessage::default();
@@ -143,12 +143,29 @@ mod tests {
     }
 
     #[test]
-    fn an_address_concerns_its_whole_family_and_another_family_nothing() {
-        let mut address = AddressMessage::default();
-        address.header.family = AddressFamily::Inet6;
-        let message = NetlinkMessage::from(RouteNetlinkMessage::NewAddress(address.clone()));
-        assert_eq!(event(message), Some(Event::Family("::/0".parse().unwrap())));
-        address.header.family = AddressFamily::Mpls;
-        assert_eq!(event(NetlinkMessage::from(RouteNetlinkMessage::NewAddress(address))), None);
+    fn a_rule_concerns_its_whole_family_and_one_of_another_family_nothing() {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet6;
+        let message = NetlinkMessage::from(RouteNetlinkMessage::NewRule(rule.clone()));
+        assert_eq!(event(message), Some(Event::Route("::/0".parse().unwrap())));
+        rule.header.family = AddressFamily::Mpls;
+        assert_eq!(event(NetlinkMessage::from(RouteNetlinkMessage::NewRule(rule))), None);
+    }
+
+    #[test]
+    fn a_link_local_address_counts_once_it_is_verified() {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.index = 3;
+        message.attributes = vec![AddressAttribute::Address("fe80::1".parse().unwrap())];
+        let verified = |message: &AddressMessage| match event(NetlinkMessage::from(
+            RouteNetlinkMessage::NewAddress(message.clone()),
+        )) {
+            Some(Event::Address(address)) => address.verified,
+            other => panic!("{other:?}"),
+        };
+        assert!(verified(&message));
+        message.header.flags = AddressHeaderFlags::Tentative;
+        assert!(!verified(&message));
     }
 }

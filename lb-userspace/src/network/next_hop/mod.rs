@@ -70,7 +70,11 @@ impl Resolver {
     pub async fn first_round(&self, limit: Duration) -> bool {
         let mut ways = self.ways.clone();
         let settled = ways.wait_for(|ways| {
-            self.watched.borrow().iter().all(|address| ways.get(address).is_some_and(Way::is_settled))
+            let watched = self.watched.borrow();
+            // The keys are the watched addresses as soon as the task has taken note of them; both are in order.
+            let mut pairs = watched.iter().zip(ways);
+            ways.len() == watched.len()
+                && pairs.all(|(address, (key, way))| address == key && way.is_settled())
         });
         matches!(tokio::time::timeout(limit, settled).await, Ok(Ok(_)))
     }

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::NextHop;
 use netlink_packet_route::neighbour::NeighbourState;
 
 use super::{Problem, Way, Ways};
 use crate::network::Mac;
-use crate::network::netlink::{Hop, Link, Lookup, Neighbour, Route};
+use crate::network::netlink::{Hop, HostAddress, Link, Lookup, Neighbour, Route};
 
 /// A change the kernel has announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +20,12 @@ pub(super) enum Event {
     Link(u32, Option<Link>),
     /// A neighbour entry is new or has changed; `None`: it is gone.
     Neighbour(Hop, Option<Neighbour>),
-    /// A route to this prefix has come, changed or gone.
+    /// A route to this prefix has come, changed or gone, or a rule for it (then it is that of the family).
     Route(IpNet),
-    /// Something that may concern every route of a family (its widest prefix): an address of this host, a rule.
-    Family(IpNet),
+    /// An address of this host is new or has changed.
+    Address(HostAddress),
+    /// An address of this host is gone.
+    AddressGone(HostAddress),
     /// The kernel had to drop announcements.
     Lost,
 }
@@ -80,6 +82,8 @@ impl Known {
 pub(super) struct Table {
     interfaces: BTreeSet<String>,
     links: BTreeMap<u32, Link>,
+    /// The link-local IPv6 addresses of this host that may be used, by link.
+    link_locals: BTreeSet<(u32, IpAddr)>,
     neighbours: BTreeMap<Hop, Known>,
     /// The watched addresses with their routes; `None` before the first lookup.
     lookups: BTreeMap<IpAddr, Option<Lookup>>,
@@ -122,7 +126,9 @@ impl Table {
         match event {
             Event::Link(ifindex, link) => self.set_link(ifindex, link),
             Event::Neighbour(hop, neighbour) => self.set_neighbour(hop, neighbour),
-            Event::Route(prefix) | Event::Family(prefix) => self.expire(prefix),
+            Event::Route(prefix) => self.expire(prefix),
+            Event::Address(address) => self.set_address(address, true),
+            Event::AddressGone(address) => self.set_address(address, false),
             Event::Lost => {}
         }
     }
@@ -135,6 +141,18 @@ impl Table {
         }
         for (ifindex, link) in links {
             self.set_link(ifindex, Some(link));
+        }
+    }
+
+    /// Replaces all addresses of this host.
+    pub(super) fn set_addresses(&mut self, addresses: &[HostAddress]) {
+        let usable: BTreeSet<_> =
+            addresses.iter().filter(|own| own.verified).filter_map(link_local).collect();
+        let before = std::mem::replace(&mut self.link_locals, usable);
+        let changed: Vec<_> =
+            before.symmetric_difference(&self.link_locals).map(|&(ifindex, _)| ifindex).collect();
+        for ifindex in changed {
+            self.touch(ifindex);
         }
     }
 
@@ -260,10 +278,23 @@ impl Table {
         let known = self.neighbours.get(&hop).copied().unwrap_or_default();
         way.next_hop = known.mac.map(|peer| NextHop { ifindex: hop.ifindex, peer, local });
         way.problem = known.problem(hop.address).or_else(|| {
-            let foreign = !self.interfaces.contains(&*link.name);
-            foreign.then(|| Problem::NotInInterfaces { interface: link.name.clone() })
+            let interface = link.name.clone();
+            if !self.interfaces.contains(&*interface) {
+                Some(Problem::NotInInterfaces { interface })
+            } else if way.next_hop.is_none() && link.up && !self.can_ask(hop) {
+                Some(Problem::NoLinkLocal { interface })
+            } else {
+                None
+            }
         });
         way
+    }
+
+    /// Whether the kernel has a source address for asking a neighbour; see `Netlink::solicit`.
+    fn can_ask(&self, hop: Hop) -> bool {
+        let first = (hop.ifindex, IpAddr::from([0; 4]));
+        hop.address.is_ipv4()
+            || self.link_locals.range(first..).next().is_some_and(|&(ifindex, _)| ifindex == hop.ifindex)
     }
 
     /// Whether packets can still be sent this way while the new one is not resolved.
@@ -282,15 +313,35 @@ impl Table {
             Some(link) => self.links.insert(ifindex, link),
             None => self.links.remove(&ifindex),
         };
-        let first = Hop { ifindex, address: IpAddr::from([0; 4]) };
-        let on_link = self.hops.range(first..).take_while(|(hop, _)| hop.ifindex == ifindex);
-        self.dirty.extend(on_link.clone().flat_map(|(_, addresses)| addresses));
-        if turned && is_up {
-            self.urgent.extend(on_link.map(|(hop, _)| hop));
-        }
+        self.touch(ifindex);
         if turned {
             // Routes follow a link's state without being announced one by one.
             self.expire_all();
+        }
+    }
+
+    fn set_address(&mut self, own: HostAddress, present: bool) {
+        // The source of any route of the family may be another now.
+        self.expire(if own.address.is_ipv4() {
+            Ipv4Net::default().into()
+        } else {
+            Ipv6Net::default().into()
+        });
+        let Some(key) = link_local(&own) else { return };
+        let usable = present && own.verified;
+        let changed = if usable { self.link_locals.insert(key) } else { self.link_locals.remove(&key) };
+        if changed {
+            self.touch(own.ifindex);
+        }
+    }
+
+    /// Something about a link has changed: it may now be possible to ask its neighbours.
+    fn touch(&mut self, ifindex: u32) {
+        let first = Hop { ifindex, address: IpAddr::from([0; 4]) };
+        let on_link = self.hops.range(first..).take_while(|(hop, _)| hop.ifindex == ifindex);
+        for (&hop, addresses) in on_link {
+            self.urgent.insert(hop);
+            self.dirty.extend(addresses);
         }
     }
 
@@ -340,8 +391,15 @@ impl Table {
 
     fn may_solicit(&self, hop: Hop) -> bool {
         self.links.get(&hop.ifindex).is_some_and(|link| link.up && link.mac.is_some())
+            && self.can_ask(hop)
             && self.neighbours.get(&hop).is_none_or(Known::needs_solicitation)
     }
+}
+
+/// Where an address belongs among the link-local ones; `None` if it is none.
+fn link_local(own: &HostAddress) -> Option<(u32, IpAddr)> {
+    let is_link_local = matches!(own.address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    is_link_local.then_some((own.ifindex, own.address))
 }
 
 /// Takes the first elements out of a set.

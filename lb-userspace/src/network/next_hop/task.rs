@@ -140,6 +140,7 @@ impl Task {
 
     fn read_all(&mut self, netlink: &mut Netlink) -> Result<(), Error> {
         self.table.set_links(netlink.links()?);
+        self.table.set_addresses(&netlink.addresses()?);
         self.table.set_neighbours(netlink.neighbours()?);
         self.table.expire_all();
         self.read_at = Instant::now();

@@ -40,7 +40,11 @@ impl Way {
 
     /// Resolved, or known not to be.
     pub fn is_settled(&self) -> bool {
-        self.next_hop.is_some() || self.problem.is_some()
+        match self.problem {
+            // A new interface has its link-local address after a second or two.
+            None | Some(Problem::NoLinkLocal { .. }) => self.next_hop.is_some(),
+            Some(_) => true,
+        }
     }
 }
 
@@ -63,6 +67,11 @@ pub enum Problem {
     /// The XDP program is not attached to the interface: answers that come in there are not translated.
     NotInInterfaces {
         /// Its name.
+        interface: Arc<str>,
+    },
+    /// The kernel asks for IPv6 neighbours from a link-local address, and there is none, or not yet.
+    NoLinkLocal {
+        /// Name of the interface.
         interface: Arc<str>,
     },
     /// The neighbour does not answer ARP or neighbour discovery.
@@ -110,6 +119,9 @@ impl fmt::Display for Problem {
             }
             Self::NotInInterfaces { interface } => {
                 write!(f, "reached through {interface}, which is not in lb.interfaces")
+            }
+            Self::NoLinkLocal { interface } => {
+                write!(f, "{interface} has no usable link-local address to ask for IPv6 neighbours from")
             }
             Self::NeighbourSilent { neighbour } => write!(f, "neighbour {neighbour} did not answer"),
             Self::NeighbourTableFull { neighbour } => {

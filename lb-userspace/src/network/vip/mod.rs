@@ -29,7 +29,7 @@ pub struct Assigned {
 }
 
 /// Adds each of `vips` that is not on the host yet, and returns those that are this program's: the ones just added
-/// and the ones an earlier process added. They are the ones to [`announce`].
+/// and the ones an earlier process added. They are the ones to [`announce()`].
 ///
 /// An address goes to the one of `interfaces` whose connected prefix contains it (the longest, if several do), else
 /// to the first. The host never chooses it as source of its own connections: IPv4 addresses have scope `host`, IPv6
@@ -159,7 +159,7 @@ mod tests {
         let link = |name: &str| Link { name: name.into(), mac: Some([2; 6]), mtu: 1500, up: true };
         let own = |ifindex, address: &str| {
             let prefix: IpNet = address.parse().expect("a prefix");
-            HostAddress { ifindex, address: prefix.addr(), prefix_len: prefix.prefix_len() }
+            HostAddress { ifindex, address: prefix.addr(), prefix_len: prefix.prefix_len(), verified: true }
         };
         Host {
             links: [(1, link("lo")), (2, link("eth0")), (3, link("eth1"))].into(),

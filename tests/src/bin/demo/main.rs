@@ -174,7 +174,10 @@ fn look_into_the_kernel(tell: &mut Teller, lab: &Lab) -> Result<()> {
     let entries: Vec<Value> = serde_json::from_str(&dump).context("bpftool has not named the fields")?;
     let in_use: Vec<_> = entries.iter().filter(|entry| entry["value"]["port"] == 8080).collect();
     let first = in_use.first().context("no backend with port 8080")?;
-    tell.output(&serde_json::to_string_pretty(first)?);
+    tell.say("The entry of the first web server:");
+    for (field, value) in first["value"].as_object().context("the value is not a struct")? {
+        tell.output(&format!("{field}: {value}"));
+    }
     tell.expect("the three web servers, by name of field", in_use.len() == 3)
 }
 
@@ -185,8 +188,11 @@ fn clean_up(tell: &mut Teller, lab: Lab, lb: Lb) -> Result<()> {
     traffic::curl(&lab.client, FAMILY.vip_port(80))?;
     tell.done("without the controller the data plane still forwarded");
     Lb::detach(&lab.balancer)?;
-    let links = lab.balancer.run("ip link show eth0")?.success()?.stdout;
-    tell.expect("the program, its maps and the address are gone", !links.contains("xdp"))?;
+    let interface = lab.balancer.run("ip address show eth0")?.success()?.stdout;
+    let pins = lab.balancer.run("ls -R /sys/fs/bpf")?.success()?.stdout;
+    tell.expect("the program is gone", !interface.contains("xdp"))?;
+    tell.expect("the address is gone", !interface.contains("10.0.1.100/"))?;
+    tell.expect("the maps are gone", !pins.contains("backends"))?;
     drop(lab);
     tell.say("The namespaces had no names; with their last process they have vanished.");
     Ok(())

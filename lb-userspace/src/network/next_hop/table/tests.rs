@@ -31,6 +31,11 @@ fn neighbour(state: NeighbourState, mac: Option<Mac>) -> Option<Neighbour> {
     Some(Neighbour { state, mac })
 }
 
+fn own(ifindex: u32, address: &str) -> HostAddress {
+    let address = ip(address);
+    HostAddress { ifindex, address, prefix_len: if address.is_ipv4() { 24 } else { 64 }, verified: true }
+}
+
 /// A table with eth0 (1, attached) and eth1 (2, not attached) that watches the given addresses.
 fn table(watched: &[&str]) -> Table {
     let mut table = Table::new(["eth0".to_owned()].into());
@@ -203,6 +208,38 @@ fn links_without_the_program_or_without_ethernet_are_a_problem() {
     assert_eq!(layer3.problem, Some(Problem::NotEthernet { interface: "tun0".into() }));
 }
 
+/// Without one the kernel asks nothing, and gives up on a neighbour that is alive.
+#[test]
+fn ipv6_neighbours_are_solicited_once_there_is_a_link_local_address_to_ask_from() {
+    let mut table = table(&["fd00:1::10"]);
+    let mut ways = Ways::new();
+    let here = hop(1, "fd00:1::10");
+    let mut tentative = own(1, "fe80::1");
+    tentative.verified = false;
+    table.set_lookup(ip("fd00:1::10"), on_link(1));
+    table.set_addresses(&[own(1, "fd00:1::5"), own(2, "fe80::2"), tentative]);
+    assert_eq!(table.take_urgent(10), []);
+    assert_eq!(table.next_in_round(10), []);
+    let way = published(&mut table, &mut ways, "fd00:1::10");
+    assert_eq!(way.problem, Some(Problem::NoLinkLocal { interface: "eth0".into() }));
+    assert!(!way.is_settled());
+
+    table.apply(Event::Address(own(1, "fe80::1")));
+    assert_eq!(table.take_urgent(10), [here]);
+    assert_eq!(published(&mut table, &mut ways, "fd00:1::10"), Way { problem: None, ..way });
+    table.set_addresses(&[own(1, "fe80::1")]);
+    assert_eq!(table.take_urgent(10), [], "nothing has changed");
+
+    table.apply(Event::AddressGone(own(1, "fe80::1")));
+    table.apply(Event::Neighbour(here, neighbour(NeighbourState::Stale, Some(PEER))));
+    assert_eq!(table.take_urgent(10), []);
+    let way = published(&mut table, &mut ways, "fd00:1::10");
+    assert!(
+        way.next_hop.is_some() && way.problem.is_none(),
+        "the host's own traffic has resolved it: {way:?}"
+    );
+}
+
 #[test]
 fn a_link_that_comes_up_has_every_route_looked_up_and_its_neighbours_solicited() {
     let mut table = table(&["10.0.1.10", "192.0.2.1"]);
@@ -223,9 +260,9 @@ fn a_route_concerns_only_the_addresses_within_it() {
     table.take_stale(10);
     table.apply(Event::Route("10.0.2.0/24".parse().expect("a prefix")));
     assert_eq!(table.take_stale(10), [ip("10.0.2.10")]);
-    table.apply(Event::Family("::/0".parse().expect("a prefix")));
-    assert_eq!(table.take_stale(10), [ip("fd00:1::10")]);
-    table.apply(Event::Family("0.0.0.0/0".parse().expect("a prefix")));
+    table.apply(Event::Address(own(1, "fd00:1::5")));
+    assert_eq!(table.take_stale(10), [ip("fd00:1::10")], "its source may be another now");
+    table.apply(Event::AddressGone(own(1, "10.0.1.5")));
     assert_eq!(table.take_stale(1), [ip("10.0.1.10")]);
     assert_eq!(table.take_stale(1), [ip("10.0.2.10")]);
 }

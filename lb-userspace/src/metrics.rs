@@ -1,0 +1,148 @@
+//! `GET /metrics`: the status document as Prometheus text (OpenMetrics). Names are the contract's.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::status::Status;
+
+/// Whom a number belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    listener: Option<String>,
+    backend_set: Option<String>,
+    backend: Option<String>,
+    address: Option<String>,
+    reason: Option<String>,
+    result: Option<String>,
+}
+
+type Counters = Family<Labels, Counter<u64, AtomicU64>>;
+type Gauges = Family<Labels, Gauge<i64>>;
+
+/// Renders the metrics. `checks` are the checks made since the start, by set, backend and verdict.
+///
+/// # Errors
+///
+/// Never: writing to a string cannot fail, but the encoder does not know.
+pub fn render<'a>(
+    status: &Status,
+    checks: impl Iterator<Item = (&'a str, &'a str, &'static str, u64)>,
+) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::with_prefix("lb");
+    traffic(&mut registry, status);
+    health(&mut registry, status);
+    let made = counters(&mut registry, "health_checks", "Health checks made, by verdict");
+    for (set, backend, result, count) in checks {
+        let labels = Labels { result: Some(result.to_owned()), ..of_backend(set, backend) };
+        made.get_or_create(&labels).inc_by(count);
+    }
+    let drops = counters(&mut registry, "drops", "Packets that did not travel on, by reason");
+    for (reason, &count) in &status.drops {
+        drops.get_or_create(&Labels { reason: Some(reason.clone()), ..Labels::default() }).inc_by(count);
+    }
+    for listener in &status.listeners {
+        for (reason, &count) in &listener.drops {
+            let labels = Labels { reason: Some(reason.clone()), ..of_listener(&listener.name) };
+            drops.get_or_create(&labels).inc_by(count);
+        }
+    }
+    let ports = gauges(&mut registry, "snat_ports_in_use", "SNAT ports in use towards a backend");
+    for snat in &status.snat {
+        let labels = Labels {
+            address: Some(snat.address.to_string()),
+            ..of_backend(&snat.backend_set, &snat.backend)
+        };
+        ports.get_or_create(&labels).set(saturate(snat.in_use));
+    }
+    let refused =
+        counters(&mut registry, "config_reload_failures", "Configuration files refused by a reload");
+    refused.get_or_create(&Labels::default()).inc_by(status.config.reload_failures);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn traffic(registry: &mut Registry, status: &Status) {
+    let packets = counters(registry, "packets", "Packets forwarded, both directions");
+    let bytes = counters(registry, "bytes", "Bytes of IP packets forwarded, both directions");
+    let new_flows = counters(registry, "new_flows", "Flows made");
+    let active = gauges(registry, "active_flows", "Flows alive");
+    for listener in &status.listeners {
+        let labels = of_listener(&listener.name);
+        packets.get_or_create(&labels).inc_by(listener.packets);
+        bytes.get_or_create(&labels).inc_by(listener.bytes);
+        new_flows.get_or_create(&labels).inc_by(listener.new_flows);
+        active.get_or_create(&labels).set(saturate(listener.active_flows));
+    }
+    let refused = counters(registry, "refused_flows", "TCP flows whose SYN the backend answered with a RST");
+    let unanswered = counters(registry, "unanswered_flows", "TCP flows whose SYN the backend did not answer");
+    for set in &status.backend_sets {
+        for backend in &set.backends {
+            let labels = of_backend(&set.name, &backend.name);
+            packets.get_or_create(&labels).inc_by(backend.packets);
+            bytes.get_or_create(&labels).inc_by(backend.bytes);
+            new_flows.get_or_create(&labels).inc_by(backend.new_flows);
+            active.get_or_create(&labels).set(saturate(backend.active_flows));
+            refused.get_or_create(&labels).inc_by(backend.refused);
+            unanswered.get_or_create(&labels).inc_by(backend.unanswered);
+        }
+    }
+}
+
+fn health(registry: &mut Registry, status: &Status) {
+    let up = gauges(registry, "backend_up", "1 while new flows may be given to the backend");
+    let level = gauges(registry, "health_status", "0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN");
+    level.get_or_create(&Labels::default()).set(number(&status.status));
+    for listener in &status.listeners {
+        level.get_or_create(&of_listener(&listener.name)).set(number(&listener.status));
+    }
+    for set in &status.backend_sets {
+        let labels = Labels { backend_set: Some(set.name.clone()), ..Labels::default() };
+        level.get_or_create(&labels).set(number(&set.status));
+        for backend in &set.backends {
+            let labels = of_backend(&set.name, &backend.name);
+            up.get_or_create(&labels).set(backend.in_rotation.into());
+            level.get_or_create(&labels).set(number(&backend.status));
+        }
+    }
+}
+
+fn counters(registry: &mut Registry, name: &str, help: &str) -> Counters {
+    register(registry, name, help)
+}
+
+fn gauges(registry: &mut Registry, name: &str, help: &str) -> Gauges {
+    register(registry, name, help)
+}
+
+fn register<M: Metric + EncodeMetric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn of_listener(name: &str) -> Labels {
+    Labels { listener: Some(name.to_owned()), ..Labels::default() }
+}
+
+fn of_backend(set: &str, backend: &str) -> Labels {
+    Labels { backend_set: Some(set.to_owned()), backend: Some(backend.to_owned()), ..Labels::default() }
+}
+
+fn number(level: &str) -> i64 {
+    ["OK", "WARNING", "CRITICAL"].iter().position(|known| *known == level).map_or(3, |number| number as i64)
+}
+
+fn saturate(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
