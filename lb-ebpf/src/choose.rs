@@ -22,6 +22,10 @@ pub(crate) struct Choice<'a> {
 #[inline(always)]
 pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
+    // A notation, never the address of a packet (RFC 4291, 2.5.5.2): it would find the IPv4 listener of this key.
+    if F::Addr::VERSION == 6 && key.destination.widen().is_ipv4_mapped() {
+        return Err(Stop::TO_KERNEL);
+    }
     let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
         return Err(stray(key));
     };
@@ -44,14 +48,10 @@ pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'
     Ok(Choice { listener, backend_id, backend })
 }
 
-/// The listener for an address, port and protocol. An IPv4-mapped address is a notation, never one of a packet
-/// (RFC 4291, 2.5.5.2); without a look it would find the IPv4 listener of the same key.
+/// The listener for an address, port and protocol.
 #[inline(always)]
 pub(crate) fn find_listener<'a, A: Address>(address: A, port: u16, protocol: u8) -> Option<&'a Listener> {
     let key = ListenerKey { address: address.widen(), port, protocol, _pad: 0 };
-    if A::VERSION == 6 && key.address.is_ipv4_mapped() {
-        return None;
-    }
     // SAFETY: the map is preallocated and only the controller writes it; an entry replaced meanwhile is read
     // as the old listener or the new one, and both were valid.
     unsafe { LISTENERS.get(&key) }

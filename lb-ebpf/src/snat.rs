@@ -3,7 +3,7 @@
 //!
 //! Ports are handed out by counters, one for each group of destinations: the search goes on where the last one
 //! ended, so a port that was just freed is the last to be used again (the backend may hold it in TIME_WAIT), and
-//! a nearly full range still yields a port within few tries.
+//! a nearly full range still yields a port within few tries. Where it meets a block of taken ports it jumps.
 
 use lb_common::{Address, Backend, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
 
@@ -15,6 +15,8 @@ use crate::maps::{Opening, SETTINGS, SNAT_CURSOR};
 
 /// Ports tried for one flow before it is refused.
 const TRIES: u32 = 128;
+/// Tries in a row. Later ones jump over the range, out of a block of ports that long-lived flows hold.
+const TRIES_IN_ROW: u32 = 16;
 
 const EEXIST: i32 = -17;
 const BPF_NOEXIST: u64 = 1;
@@ -48,8 +50,9 @@ pub(crate) fn claim<F: Family>(
     }
     let cursor = hash::finish(hash::mix_address(group, opening.answers.destination)) % SNAT_CURSORS;
     let cursor = SNAT_CURSOR.get_ptr_mut(cursor).ok_or(Reason::SnatPortsExhausted)?;
-    for _ in 0..TRIES {
-        opening.answers.destination_port = next_port(cursor, settings);
+    for attempt in 0..TRIES {
+        let step = if attempt < TRIES_IN_ROW { 1 } else { jump(settings) };
+        opening.answers.destination_port = next_port(cursor, settings, step);
         let is_taken = translate && is_listened_on(&opening.answers);
         if !is_taken && try_claim::<F>(key, opening)? {
             return Ok(());
@@ -107,11 +110,22 @@ fn group_of<A: Address>(answers: &FlowKey<A>) -> u32 {
     hash::mix(hash::mix_address(u32::from(answers.protocol), answers.source), u32::from(answers.source_port))
 }
 
-/// The next port of the range, counted round.
+/// The next port of the range, counted round; the one after it will be `step` further.
 #[inline(always)]
-fn next_port(cursor: *mut u64, settings: &Settings) -> u16 {
-    let ports = u32::from(settings.snat_port_last.wrapping_sub(settings.snat_port_first)) + 1;
+fn next_port(cursor: *mut u64, settings: &Settings, step: u64) -> u16 {
     // SAFETY: `cursor` points to a value of the map `snat_cursors`.
-    let ticket = unsafe { atomic::fetch_add(cursor, 1) };
-    settings.snat_port_first.wrapping_add(ticket.checked_rem(u64::from(ports)).unwrap_or_default() as u16)
+    let ticket = unsafe { atomic::fetch_add(cursor, step) };
+    settings.snat_port_first.wrapping_add(ticket.checked_rem(ports(settings)).unwrap_or_default() as u16)
+}
+
+/// A step whose multiples spread evenly over the range: its length divided by the golden ratio.
+#[inline(always)]
+fn jump(settings: &Settings) -> u64 {
+    (ports(settings) * 40_503 >> 16) | 1
+}
+
+/// Number of ports in the range.
+#[inline(always)]
+fn ports(settings: &Settings) -> u64 {
+    u64::from(settings.snat_port_last.wrapping_sub(settings.snat_port_first)) + 1
 }

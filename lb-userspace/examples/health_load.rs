@@ -92,6 +92,7 @@ fn http_check() -> HttpCheck {
 struct Tally {
     begun: Instant,
     last: HashMap<CheckId, (Instant, u32)>,
+    first_result: Duration,
     results: u32,
     bad: u32,
     longest_gap: Duration,
@@ -99,7 +100,14 @@ struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { begun: Instant::now(), last: HashMap::new(), results: 0, bad: 0, longest_gap: Duration::ZERO }
+        Self {
+            begun: Instant::now(),
+            last: HashMap::new(),
+            first_result: Duration::ZERO,
+            results: 0,
+            bad: 0,
+            longest_gap: Duration::ZERO,
+        }
     }
 }
 
@@ -108,6 +116,9 @@ impl Tally {
         self.results += 1;
         self.bad += u32::from(result.outcome.status != CheckStatus::Ok);
         let now = Instant::now();
+        if self.results == 1 {
+            self.first_result = now - self.begun;
+        }
         let (last, count) = self.last.entry(id).or_insert((self.begun, 0));
         self.longest_gap = self.longest_gap.max(now - *last);
         (*last, *count) = (now, *count + 1);
@@ -123,6 +134,7 @@ impl Tally {
         let silent = arguments.checks as usize - self.last.len();
         println!("checks            {} every {:?}, watched for {elapsed:.1?}", arguments.checks, interval);
         println!("results           {}, {} of them not OK", self.results, self.bad);
+        println!("first result      after {:.1?}: what it takes to prepare all checks", self.first_result);
         println!("without a result  {silent}; fewest results of a check {fewest}");
         println!("longest gap       {:.2} intervals", self.longest_gap.div_duration_f64(interval));
         println!(

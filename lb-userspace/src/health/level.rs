@@ -48,7 +48,7 @@ impl fmt::Display for Level {
 }
 
 /// A level and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The level.
     #[serde(rename = "status")]
@@ -85,7 +85,7 @@ pub struct Member<'a> {
 }
 
 /// The level of a set, and whom it is owed to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetLevel {
     /// Level and reason.
     #[serde(flatten)]

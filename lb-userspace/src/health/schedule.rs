@@ -50,6 +50,9 @@ impl Prober for Shared {
 ///
 /// The rhythm is absolute: how long a check takes does not shift the next one. Checks that begin together are spread
 /// evenly over one interval, the first at once. From check to check it is the interval ±10 %.
+///
+/// A check under way holds a socket, and one towards a dead host holds it until its timeout: the process must be
+/// allowed as many files (`RLIMIT_NOFILE`) as there are checks. Those that get none end as `UNKNOWN`.
 pub struct Scheduler {
     wanted: watch::Sender<Arc<[(CheckId, CheckSpec)]>>,
     task: JoinHandle<()>,

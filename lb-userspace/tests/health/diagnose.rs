@@ -271,6 +271,7 @@ fn a_finding_is_data() {
     assert_eq!(value["level"], "CRITICAL");
     assert_eq!(value["statusCode"], 404);
     assert_eq!(value["try"][0], "curl -i --max-time 3 http://10.0.1.10:8080/");
+    assert_eq!(serde_json::from_value::<Finding>(value).expect("reads back"), found[0]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::process::Command;
 
 use lb_userspace::config::{Method, StatusCodes};
 use lb_userspace::health::{CheckResult, CheckSpec, CheckStatus, check};
@@ -12,9 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-use crate::servers::{
-    self, Server, answer, closed_tcp_port, eventually, read_some, reset, trickle, until_closed,
-};
+use crate::servers::{self, Server, answer, closed_tcp_port, read_some, reset, trickle, until_closed};
 use crate::specs::{SHORT, assert_has, http, run, run_into_deadline, tcp, with_http};
 
 /// A whole response.
@@ -377,14 +376,18 @@ async fn ipv6_works_as_well() {
     assert_eq!(verdict, CheckStatus::Ok, "{result}");
 }
 
-#[tokio::test]
-async fn the_environments_proxy_is_not_used() {
-    // The client is built without looking at HTTP_PROXY; this proves that a proxy's absolute form is never sent.
-    let (server, mut requests) = recording().await;
-    run(&http(server.address)).await;
-    let request = requests.recv().await.expect("a request");
-    assert!(request.starts_with("GET / HTTP/1.1"), "{request}");
-    eventually("one connection", || server.served() == 1).await;
+/// Runs another of these tests with a proxy in its environment that answers nobody.
+#[test]
+fn the_environments_proxy_is_not_used() {
+    let proxy = closed_tcp_port();
+    let mut test = Command::new(std::env::current_exe().expect("this program"));
+    test.args(["--exact", "http::h6_status_and_body_must_both_be_right"]);
+    for variable in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+        test.env(variable, format!("http://{}", proxy.address));
+    }
+    let output = test.output().expect("it runs");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
 
 /// Whatever a server answers, the check ends with a verdict and without a panic.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use lb_userspace::config::TlsCheck;
 use lb_userspace::health::CheckStatus;
+use lb_userspace::health::check::{Check, Shared};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::{HandshakeKind, ServerConfig};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -269,4 +270,44 @@ async fn a_server_name_that_is_no_name_is_no_verdict_on_the_backend() {
         assert!(result["msg"].as_str().is_some_and(|msg| msg.contains(name)), "{result}");
     }
     assert_eq!(server.served(), 0);
+}
+
+#[tokio::test]
+async fn every_check_is_a_full_handshake_so_that_it_sees_the_certificate_of_now() {
+    let (sender, mut handshakes) = mpsc::unbounded_channel();
+    let acceptor = TlsAcceptor::from(self_signed());
+    let server = servers::tcp(move |stream| {
+        let (sender, acceptor) = (sender.clone(), acceptor.clone());
+        async move {
+            let mut stream = acceptor.accept(stream).await?;
+            let _ = sender.send(stream.get_ref().1.handshake_kind());
+            read_some(&mut stream).await?;
+            stream.write_all(OK).await?;
+            stream.shutdown().await
+        }
+    })
+    .await;
+    let tls = TlsCheck { tls_server_name: "shop.example".into(), ..TlsCheck::default() };
+    let check = Check::new(https(server.address, tls), &mut Shared::default());
+    for _ in 0..3 {
+        assert_eq!(check.run().await.outcome.status, CheckStatus::Ok);
+        assert_eq!(handshakes.recv().await.expect("a handshake"), Some(HandshakeKind::Full));
+    }
+}
+
+#[tokio::test]
+async fn a_ca_file_is_read_anew_when_no_check_uses_it_any_more() {
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    let server = serving(new.certify(&["shop.example"], |_| {})).await;
+    let spec = https(server.address, verified(&old.file, "shop.example"));
+    let mut shared = Shared::default();
+    let check = Check::new(spec.clone(), &mut shared);
+    assert_eq!(check.run().await.outcome.status, CheckStatus::IoError);
+    std::fs::copy(&new.file, &old.file).expect("copied");
+    let still = Check::new(spec.clone(), &mut shared);
+    assert_eq!(still.run().await.outcome.status, CheckStatus::IoError, "shared with the first");
+    drop((check, still));
+    shared.prune();
+    let anew = Check::new(spec, &mut shared);
+    assert_eq!(anew.run().await.outcome.status, CheckStatus::Ok);
 }

@@ -54,7 +54,7 @@ pub struct Step {
     /// It leaves through another interface, like this.
     pub redirect: Option<Out>,
     /// It goes to the kernel, untouched.
-    pub pass: Option<bool>,
+    pub pass: Option<Pass>,
     /// It is dropped for this reason.
     pub drop: Option<String>,
     /// The listener a drop is counted for, if the packet's destination does not tell; `""`: none.
@@ -77,6 +77,29 @@ pub struct Step {
 
     /// How many flows there are after this step.
     pub connections: Option<usize>,
+}
+
+/// Whether a packet that goes to the kernel is counted.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "`true`, or the name under which it is counted")]
+pub enum Pass {
+    /// `true`: it is not.
+    Uncounted(True),
+    /// The name under which it is.
+    Counted(String),
+}
+
+/// The value `true`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "bool")]
+pub struct True;
+
+impl TryFrom<bool> for True {
+    type Error = &'static str;
+
+    fn try_from(value: bool) -> Result<Self, Self::Error> {
+        if value { Ok(Self) } else { Err("a packet that does not pass has another outcome; say that") }
+    }
 }
 
 /// A packet as it is sent.
@@ -111,7 +134,9 @@ pub struct Packet {
     pub tcp_options: Hex,
     /// Payload as text.
     pub payload: String,
-    /// Length of a payload of counted bytes, after the text.
+    /// Payload in hexadecimal, after the text.
+    pub payload_hex: Hex,
+    /// Length of a payload of counted bytes, after both.
     pub payload_length: usize,
     /// TTL or hop limit; 64 if missing.
     pub ttl: Option<u8>,

@@ -153,6 +153,13 @@ impl<'a> Dissected<'a> {
         bytes
     }
 
+    /// The same frame with right checksums.
+    pub fn corrected(&self) -> Vec<u8> {
+        let mut frame = self.frame.to_vec();
+        self.write_checksums(&mut frame, State::Right, State::Right);
+        frame
+    }
+
     /// The frame that this one must become.
     ///
     /// A checksum that was right, or wrong by some amount, is so afterwards, by the same amount: an error of the
@@ -182,23 +189,29 @@ impl<'a> Dissected<'a> {
         }
         frame[self.l4..self.l4 + 2].copy_from_slice(&to.src.port().to_be_bytes());
         frame[self.l4 + 2..self.l4 + 4].copy_from_slice(&to.dst.port().to_be_bytes());
+        let place = Self { src: to.src, dst: to.dst, ..*self };
+        place.write_checksums(&mut frame, ip_before, transport_before);
+        Ok(frame)
+    }
+
+    /// Computes both checksums of a frame of this shape; they come out as these.
+    fn write_checksums(&self, frame: &mut [u8], ip: State, transport: State) {
         if self.src.is_ipv4() {
             let header = self.l3..self.l3 + usize::from(frame[self.l3] & 0x0f) * 4;
-            fill_in(&mut frame, self.l3 + 10, ip_before, |frame| checksum(&[&frame[header.clone()]]));
+            fill_in(frame, self.l3 + 10, ip, |frame| checksum(&[&frame[header.clone()]]));
         }
-        if transport_before != State::Absent {
-            let place = Self { src: to.src, dst: to.dst, ..*self };
-            let at = self.checksum_at();
-            fill_in(&mut frame, at, transport_before, |frame| {
-                let place = Dissected { frame, ..place };
+        let at = self.checksum_at();
+        match transport {
+            State::Absent => frame[at..at + 2].fill(0),
+            state => fill_in(frame, at, state, |frame| {
+                let place = Dissected { frame, ..*self };
                 checksum(&[&place.pseudo_header(), place.covered()])
-            });
-            if self.is_udp() && frame[at..at + 2] == [0, 0] {
-                // Zero would say that there is none (RFC 768).
-                frame[at..at + 2].fill(0xff);
-            }
+            }),
         }
-        Ok(frame)
+        if self.is_udp() && transport != State::Absent && frame[at..at + 2] == [0, 0] {
+            // Zero would say that there is none (RFC 768).
+            frame[at..at + 2].fill(0xff);
+        }
     }
 }
 

@@ -10,8 +10,9 @@ use etherparse::{
 };
 
 use super::case::{Checksum, Fragment, Packet};
-use super::network::Mac;
+use super::network::{Interface, Mac};
 use super::oracle;
+use super::symbols::{Scope, Symbols};
 
 /// Who sends a packet and to whom.
 #[derive(Clone, Copy, Debug)]
@@ -26,15 +27,28 @@ pub struct Ends {
     pub dst_mac: Mac,
 }
 
+impl Ends {
+    /// Looks up who a packet is from and for, in a frame that comes in through an interface.
+    ///
+    /// # Errors
+    ///
+    /// If a name or a symbol is not known.
+    pub fn of(packet: &Packet, symbols: &Symbols, scope: Scope<'_>, ingress: Interface) -> Result<Self> {
+        let (src, dst) = (symbols.endpoint(&packet.src, scope)?, symbols.endpoint(&packet.dst, scope)?);
+        let src_mac = match packet.src_mac {
+            Some(mac) => mac,
+            None => scope.network.owner(src.ip())?.mac,
+        };
+        Ok(Self { src, dst, src_mac, dst_mac: packet.dst_mac.unwrap_or(ingress.mac) })
+    }
+}
+
 /// The frame, without the frame check sequence.
 ///
 /// # Errors
 ///
 /// If the description contradicts itself.
 pub fn build(packet: &Packet, ends: &Ends) -> Result<Vec<u8>> {
-    if let Some(hex) = &packet.hex {
-        return Ok(hex.0.clone());
-    }
     let mut frame = ethernet(packet, ends)?;
     let (number, segment) = transport(packet, ends)?;
     frame.extend(match (ends.src.ip(), ends.dst.ip()) {
@@ -78,7 +92,8 @@ fn ethernet(packet: &Packet, ends: &Ends) -> Result<Vec<u8>> {
 /// The transport header with its payload, and its number.
 fn transport(packet: &Packet, ends: &Ends) -> Result<(IpNumber, Vec<u8>)> {
     let counted = (0..packet.payload_length).map(|index| index as u8);
-    let payload: Vec<u8> = packet.payload.bytes().chain(counted).collect();
+    let payload = packet.payload.bytes().chain(packet.payload_hex.0.iter().copied()).chain(counted);
+    let payload: Vec<u8> = payload.collect();
     match (&packet.tcp, packet.udp, packet.echo, packet.protocol) {
         (Some(flags), false, false, None) => Ok((ip_number::TCP, tcp(packet, flags, ends, &payload)?)),
         (None, true, false, None) => Ok((ip_number::UDP, udp(packet, ends, &payload)?)),

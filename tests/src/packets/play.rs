@@ -12,7 +12,7 @@ use lb_userspace::config::{Config, Listener, Protocol};
 use lb_userspace::control::{Health, Way};
 use toml::Table;
 
-use super::case::{Case, CaseFile, Out, Packet, Step};
+use super::case::{Case, CaseFile, Out, Packet, Pass, Step};
 use super::interfaces;
 use super::network::Interface;
 use super::oracle::{self, Dissected, State, Translation};
@@ -160,24 +160,12 @@ impl<'a> Player<'a> {
 
     fn build(&self, packet: &'a Packet, number: u16) -> Result<Sent<'a>> {
         let ingress = self.network.interface(packet.on.as_deref().unwrap_or(Network::FRONT))?;
-        let scope = self.scope(number);
-        let ends = match packet.hex {
-            Some(_) => None,
+        let (frame, ends) = match &packet.hex {
+            Some(hex) => (hex.0.clone(), None),
             None => {
-                let (src, dst) =
-                    (self.symbols.endpoint(&packet.src, scope)?, self.symbols.endpoint(&packet.dst, scope)?);
-                let src_mac = match packet.src_mac {
-                    Some(mac) => mac,
-                    None => self.network.owner(src.ip())?.mac,
-                };
-                Some(Ends { src, dst, src_mac, dst_mac: packet.dst_mac.unwrap_or(ingress.mac) })
+                let ends = Ends::of(packet, &self.symbols, self.scope(number), ingress)?;
+                (packet::build(packet, &ends)?, Some(ends))
             }
-        };
-        // Of a frame in hexadecimal the addresses are not asked for.
-        let frame = match (&packet.hex, &ends) {
-            (Some(hex), _) => hex.0.clone(),
-            (None, Some(ends)) => packet::build(packet, ends)?,
-            (None, None) => bail!("a packet needs `src` and `dst`, or `hex`"),
         };
         Ok(Sent { packet, frame, ends, ingress, number })
     }
@@ -195,7 +183,11 @@ impl<'a> Player<'a> {
             _ => Verdict::Pass,
         };
         if answer.verdict != wanted {
-            bail!("expected the verdict {wanted:?}, found {:?}{}", answer.verdict, self.reason()?);
+            bail!(
+                "expected the verdict {wanted:?}, found {:?}; counters so far:\n{}",
+                answer.verdict,
+                self.bench.counts()?
+            );
         }
         match step.tx.as_ref().or(step.redirect.as_ref()) {
             Some(out) => self.judge_travelling(step, sent, out, &answer.frame),
@@ -204,11 +196,6 @@ impl<'a> Player<'a> {
                 self.count_stopped(step, sent)
             }
         }
-    }
-
-    /// Why packets were dropped so far, for errors.
-    fn reason(&self) -> Result<String> {
-        Ok(format!("; counters so far:\n{}", self.bench.counts()?))
     }
 
     fn judge_travelling(&mut self, step: &Step, sent: &Sent<'_>, out: &Out, found: &[u8]) -> Result<Counts> {
@@ -272,11 +259,10 @@ impl<'a> Player<'a> {
     /// The counters that a packet moves which ends here.
     fn count_stopped(&self, step: &Step, sent: &Sent<'_>) -> Result<Counts> {
         let mut counts = Counts::default();
+        if let Some(Pass::Counted(name)) = &step.pass {
+            counts.add_drop("", reason(name)?, 1);
+        }
         let Some(name) = &step.drop else { return Ok(counts) };
-        let reason = Reason::ALL.iter().find(|reason| reason.name() == name).with_context(|| {
-            let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
-            format!("there is no reason `{name}` to drop a packet; there are {names:?}")
-        })?;
         let protocol = if sent.packet.udp { 17 } else { 6 };
         let listener = match (&step.listener, sent.ends) {
             (Some(name), _) => name.clone(),
@@ -286,7 +272,7 @@ impl<'a> Player<'a> {
             }
             (None, None) => String::new(),
         };
-        counts.add_drop(&listener, *reason, 1);
+        counts.add_drop(&listener, reason(name)?, 1);
         Ok(counts)
     }
 
@@ -307,8 +293,7 @@ impl<'a> Player<'a> {
 impl Step {
     /// How many outcomes a packet is said to have.
     fn outcomes(&self) -> usize {
-        let outcomes =
-            [self.tx.is_some(), self.redirect.is_some(), self.pass == Some(true), self.drop.is_some()];
+        let outcomes = [self.tx.is_some(), self.redirect.is_some(), self.pass.is_some(), self.drop.is_some()];
         outcomes.into_iter().filter(|&is_said| is_said).count()
     }
 }
@@ -336,6 +321,13 @@ fn require_fit_source(config: &Config, before: &Dissected<'_>, after: &Dissected
     allowed.extend([before.src.ip(), before.dst.ip()]);
     ensure!(allowed.contains(&after.src.ip()), "{} is no address to translate to", after.src);
     Ok(())
+}
+
+fn reason(name: &str) -> Result<Reason> {
+    Reason::ALL.iter().copied().find(|reason| reason.name() == name).with_context(|| {
+        let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        format!("expected one of the reasons {names:?}, found `{name}`")
+    })
 }
 
 fn listener_for(config: &Config, protocol: u8, address: SocketAddr) -> Option<&Listener> {

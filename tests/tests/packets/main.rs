@@ -4,6 +4,16 @@
 //! The executable needs root and its case files, no network: `LB_PACKET_CASES` names their folder where the
 //! sources are not at hand, as inside of a virtual machine.
 
+mod budget;
+mod checksums;
+mod fuzz;
+mod ids;
+mod lab;
+mod ports;
+mod race;
+mod spread;
+mod truncation;
+
 use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,7 +53,22 @@ fn trials() -> Result<Vec<Trial>> {
             }
         }
     }
+    trials.extend(budget::trials());
+    trials.extend(checksums::trials());
+    trials.extend(fuzz::trials());
+    trials.extend(ids::trials());
+    trials.extend(ports::trials());
+    trials.extend(race::trials());
+    trials.extend(spread::trials());
+    trials.extend(truncation::trials());
     Ok(trials)
+}
+
+/// A test that is run for each IP version, named as those of cases are.
+fn trial_for_each_family(topic: &str, name: &str, test: fn(Family) -> Result<()>) -> Vec<Trial> {
+    let trial =
+        |family| Trial::test(format!("{topic}::{family}::{name}"), move || test(family).map_err(failed));
+    vec![trial(Family::V4), trial(Family::V6)]
 }
 
 /// A case as a test, unless it is for the other IP version.

@@ -210,3 +210,48 @@ impl Attempt<'_> {
         timeout_at(self.deadline, future).await.map_err(|_| Failure::TimedOut(waiting))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Backend, HealthCheck};
+
+    fn backend(port: u16) -> Backend {
+        let address = [10, 0, 1, 10].into();
+        Backend { name: "a".into(), address, port, weight: 1, backup: false, drain: false, offline: false }
+    }
+
+    fn health_check(port: u16, retries: u32) -> HealthCheck {
+        HealthCheck {
+            protocol: CheckProtocol::Tcp,
+            port,
+            interval_ms: 10_000,
+            timeout_ms: 3_000,
+            retries,
+            rise: retries,
+            fall: retries,
+            source_address: None,
+            kind: CheckKind::Tcp(Payload::default()),
+        }
+    }
+
+    #[test]
+    fn the_port_is_the_checks_or_else_the_backends() {
+        let target = |backend_port, check_port| {
+            CheckSpec::new(&backend(backend_port), &health_check(check_port, 3)).target.to_string()
+        };
+        assert_eq!(target(8080, 0), "10.0.1.10:8080");
+        assert_eq!(target(8080, 9000), "10.0.1.10:9000");
+        assert_eq!(target(0, 9000), "10.0.1.10:9000");
+    }
+
+    #[test]
+    fn sets_with_other_thresholds_or_another_way_to_name_the_port_share_a_check() {
+        let spec = CheckSpec::new(&backend(8080), &health_check(0, 3));
+        assert_eq!(spec, CheckSpec::new(&backend(8080), &health_check(0, 5)));
+        assert_eq!(spec, CheckSpec::new(&backend(0), &health_check(8080, 3)));
+        assert_ne!(spec, CheckSpec::new(&backend(8081), &health_check(0, 3)));
+        let payload = Payload { request_data: b"PING".into(), response_data: b"PONG".into() };
+        assert_ne!(spec, CheckSpec { kind: CheckKind::Tcp(payload), ..spec.clone() });
+    }
+}

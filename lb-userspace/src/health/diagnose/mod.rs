@@ -4,7 +4,7 @@
 mod by_hand;
 mod cause;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::by_hand::commands;
 use super::check::CheckSpec;
@@ -76,7 +76,7 @@ pub struct Stray<'a> {
 }
 
 /// What kind of finding it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hint {
     /// No listener names the set.
@@ -118,7 +118,7 @@ pub enum Hint {
 }
 
 /// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What kind.
     pub hint: Hint,
@@ -127,7 +127,7 @@ pub struct Finding {
     /// In which set.
     pub backend_set: String,
     /// Whom it concerns; empty: the whole set.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<String>,
     /// What is the matter, in one sentence.
     pub text: String,
@@ -135,10 +135,10 @@ pub struct Finding {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// What to look at, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub advice: Vec<String>,
     /// Commands for a shell on this host that show the same.
-    #[serde(rename = "try", skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "try", default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
 }
 

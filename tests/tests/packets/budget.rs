@@ -1,0 +1,29 @@
+//! What the verifier has to walk.
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::packets::Family;
+use libtest_mimic::Trial;
+
+use crate::lab::{Lab, ONE_BACKEND};
+
+/// The most instructions: well below the kernel's limit of a million, since what a change adds is often a factor,
+/// and other kernels walk more than this one.
+const MOST: u32 = 400_000;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![Trial::test("budget::the verifier walks at most 400,000 instructions", || {
+        budget().map_err(super::failed)
+    })]
+}
+
+fn budget() -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "", Family::V4)?;
+    let info = lab.bench.program()?.info()?;
+    let walked = info.verified_instruction_count().context("this kernel does not count what it verifies")?;
+    let size = info.size_translated().unwrap_or_default() / 8;
+    writeln!(io::stdout(), "\nverified instructions: {walked}, of a program of {size}")?;
+    ensure!(walked <= MOST, "the verifier walked {walked} instructions, more than {MOST}");
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Port allocation in a range that is mostly taken.
+
+use anyhow::{Result, ensure};
+use lb_tests::packets::{Family, Verdict};
+use libtest_mimic::Trial;
+
+use crate::lab::{Lab, ONE_BACKEND, tcp};
+use crate::trial_for_each_family;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trial_for_each_family(
+        "ports",
+        "no flow fails while 80 % of the ports are taken, and 2 % at 95 %",
+        occupancy,
+    )
+}
+
+const RANGE: u16 = 1000;
+
+/// Long-lived flows take most of a range; short ones come and go in what is left.
+fn occupancy(family: Family) -> Result<()> {
+    let mut found = Vec::new();
+    for (long_lived, short, rounds) in [(650, 150, 20), (800, 150, 20)] {
+        found.push(churn(family, long_lived, short, rounds)?);
+    }
+    ensure!(
+        found[0] == 0.0 && found[1] <= 0.02,
+        "expected no failure at 65-80 % and at most 2 % at 80-95 %, found {:.1} % and {:.1} %",
+        100.0 * found[0],
+        100.0 * found[1]
+    );
+    Ok(())
+}
+
+/// The share of short flows that found no port.
+fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64> {
+    let changes = format!(
+        "lb.snat_ports = \"20000-{}\"\nlistener = [{{ name = \"web\", tcp_idle_timeout_s = 86400 }}]",
+        20000 + RANGE - 1
+    );
+    let mut lab = Lab::new(ONE_BACKEND, &changes, family)?;
+    for number in 0..long_lived {
+        for flags in ["S", "A"] {
+            let frame = lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", flags))?;
+            lab.through(&frame)?;
+        }
+    }
+    let mut failures = 0;
+    for round in 0..rounds {
+        for number in 0..short {
+            let port = 4096 + round * short + number;
+            for flags in ["S", "R"] {
+                let frame = lab.frame(&tcp(format!("client2:{port}"), "vip:80", flags))?;
+                let verdict = lab.send(&frame)?.verdict;
+                failures += u32::from(verdict == Verdict::Drop && flags == "S");
+            }
+        }
+        // The reset ones end after 10 s.
+        lab.bench.age(std::time::Duration::from_secs(10))?;
+        let census = lab.bench.sweep()?;
+        let alive = census.by_listener.values().sum::<u64>();
+        ensure!(alive == u64::from(long_lived), "expected {long_lived} flows to live, found {alive}");
+    }
+    Ok(f64::from(failures) / f64::from(short * rounds))
+}

@@ -1,0 +1,90 @@
+//! Two CPUs that see the first packets of a flow at the same time.
+
+use std::collections::BTreeSet;
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use lb_tests::packets::Family;
+use libtest_mimic::Trial;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, ONE_BACKEND, tcp};
+use crate::trial_for_each_family;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trial_for_each_family("race", "two CPUs that open one flow at once agree on it", one_flow_twice)
+}
+
+const FLOWS: usize = 1000;
+const XDP_TX: u32 = 3;
+
+/// Sends the same SYNs from two CPUs, each pair at the same moment as nearly as it can be done.
+fn one_flow_twice(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "lb.max_connections = 4096", family)?;
+    let frames: Vec<Vec<u8>> = (0..FLOWS)
+        .map(|number| lab.frame(&tcp(format!("client:{}", 10_000 + number), "vip:80", "S")))
+        .collect::<Result<_>>()?;
+    let barrier = Barrier::new(2);
+    let program: &Xdp = lab.bench.program()?;
+    let outs = thread::scope(|scope| {
+        let senders = [0, 1].map(|cpu| {
+            scope.spawn({
+                let (barrier, frames) = (&barrier, &frames);
+                move || send_all(program, frames, barrier, cpu)
+            })
+        });
+        senders
+            .map(|sender| sender.join().map_err(|_| anyhow!("a sender panicked"))?)
+            .into_iter()
+            .collect::<Result<Vec<_>>>()
+    })?;
+    for (number, (one, other)) in outs[0].iter().zip(&outs[1]).enumerate() {
+        ensure!(
+            one == other,
+            "the two packets of flow {number} came out differently:\n{one:02x?}\n{other:02x?}"
+        );
+    }
+    let flows = lab.bench.flows()?;
+    let sources: BTreeSet<_> = flows.iter().map(|flow| flow.leaves.0).collect();
+    ensure!(
+        flows.len() == FLOWS && sources.len() == FLOWS,
+        "expected {FLOWS} flows with a source each, found {} flows with {} sources",
+        flows.len(),
+        sources.len()
+    );
+    let counted = lab.bench.counts()?.sum("listener web", "new_flows");
+    ensure!(counted == FLOWS as u64, "expected {FLOWS} new flows to be counted, found {counted}");
+    Ok(())
+}
+
+/// Runs the program on all frames, waiting for the other sender before each. On a machine with one CPU the two
+/// take turns.
+fn send_all(program: &Xdp, frames: &[Vec<u8>], barrier: &Barrier, cpu: usize) -> Result<Vec<Vec<u8>>> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    // What fails is left to the scheduler.
+    let _ = sched_setaffinity(Pid::from_raw(0), &cpus);
+    let mut outs = Vec::new();
+    let mut failure = None;
+    for frame in frames {
+        barrier.wait();
+        // The other one waits at the barrier, so a failure must not end the loop.
+        match run(program, frame) {
+            Ok(out) => outs.push(out),
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(outs), Err)
+}
+
+fn run(program: &Xdp, frame: &[u8]) -> Result<Vec<u8>> {
+    let mut out = vec![0; frame.len() + 64];
+    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let run = program.test_run(options).context("BPF_PROG_TEST_RUN failed")?;
+    ensure!(run.return_value == XDP_TX, "expected XDP_TX, found {}", run.return_value);
+    out.truncate(run.data_size_out as usize);
+    Ok(out)
+}
