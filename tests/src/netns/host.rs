@@ -109,6 +109,8 @@ impl Host {
 
     /// Replaces the firewall of the host by these rules of nftables for what comes in; without any it is open.
     pub fn firewall(&self, rules: &[&str]) -> Result<()> {
+        // Else one ICMP error a second would be all that a peer gets.
+        self.sysctl("net/ipv4/icmp_ratelimit", 0)?;
         let rules = rules.join("; ");
         self.shell(&format!(
             "nft -f - <<'E'\n\
