@@ -107,6 +107,21 @@ impl Host {
         command
     }
 
+    /// Replaces the firewall of the host by these rules of nftables for what comes in; without any it is open.
+    pub fn firewall(&self, rules: &[&str]) -> Result<()> {
+        // Else one ICMP error a second would be all that a peer gets.
+        self.sysctl("net/ipv4/icmp_ratelimit", 0)?;
+        let rules = rules.join("; ");
+        self.shell(&format!(
+            "nft -f - <<'E'\n\
+             flush ruleset\n\
+             table inet firewall {{ chain input {{ type filter hook input priority 0; {rules}; }}; }}\n\
+             E"
+        ))?
+        .success()
+        .map(drop)
+    }
+
     fn run_words(&self, words: &[&str]) -> Result<Output> {
         let (program, arguments) = words.split_first().context("an empty command line")?;
         let mut command = self.command(program);

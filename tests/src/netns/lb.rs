@@ -61,6 +61,36 @@ impl Lb {
         Ok(Status(value.with_context(|| format!("`lb status --json` gave no JSON: {output:?}"))?))
     }
 
+    /// What `lb diagnose --json` says of a set.
+    pub fn diagnose(&self, set: &str) -> Result<Value> {
+        let output = Self::command(&self.host, &format!("diagnose {set} --json"))?;
+        let value = serde_json::from_str(&output.stdout);
+        value.with_context(|| format!("`lb diagnose {set} --json` gave no JSON: {output:?}"))
+    }
+
+    /// The transitions of a backend, or of all of a set, the oldest first: what `lb history --json` says.
+    pub fn history(&self, of: &str) -> Result<Vec<Value>> {
+        let output = Self::command(&self.host, &format!("history {of} --json"))?.success()?;
+        let value: Value = serde_json::from_str(&output.stdout)?;
+        Ok(list(&value["transitions"]).to_vec())
+    }
+
+    /// What a scraper of metrics gets.
+    pub fn metrics(&self) -> Result<String> {
+        let scrape = "curl --silent --fail --unix-socket /run/lb/api.sock http://lb/metrics";
+        Ok(self.host.run(scrape)?.success()?.stdout)
+    }
+
+    /// Waits until the last check of a backend came out as `verdict` (its `healthCheckStatus`), and gives the result.
+    pub fn wait_for_result(&self, set: &str, backend: &str, verdict: &str) -> Result<Value> {
+        let mut last = Value::Null;
+        let found = wait::until(&format!("{set}/{backend} to be {verdict}"), START, || {
+            last = self.status()?.backend(set, backend)?["result"].clone();
+            Ok((last["healthCheckStatus"] == verdict).then(|| last.clone()))
+        });
+        found.with_context(|| format!("last result {last}"))
+    }
+
     /// Waits until every set has exactly `count` backends in rotation.
     pub fn wait_for_rotation(&self, count: usize, within: Duration) -> Result<Status> {
         wait::until(&format!("{count} backends in every rotation"), within, || {
@@ -118,6 +148,12 @@ impl Status {
         list(&self.0["backend_sets"]).iter().filter_map(|set| set["name"].as_str())
     }
 
+    /// The entry of a backend set.
+    pub fn set(&self, name: &str) -> Result<&Value> {
+        let found = list(&self.0["backend_sets"]).iter().find(|set| set["name"] == name);
+        found.with_context(|| format!("no backend set {name} in {}", self.0))
+    }
+
     /// The names of the backends of `set` that are in rotation.
     pub fn rotation(&self, set: &str) -> Vec<&str> {
         let backends = self.backends(set).filter(|backend| backend["in_rotation"] == true);
@@ -145,8 +181,7 @@ impl Status {
     }
 
     fn backends(&self, set: &str) -> impl Iterator<Item = &Value> {
-        let found = list(&self.0["backend_sets"]).iter().find(|entry| entry["name"] == set);
-        found.map_or(&[][..], |set| list(&set["backends"])).iter()
+        self.set(set).map_or(&[][..], |set| list(&set["backends"])).iter()
     }
 }
 

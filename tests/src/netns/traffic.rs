@@ -156,6 +156,19 @@ impl Session {
     }
 }
 
+/// Sends a SYN from each of `count` sockets and waits for no answer.
+pub fn knock(host: &Host, target: SocketAddr, count: usize) -> Result<()> {
+    let knock = || {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&target.into()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+            other => bail!("expected a connection in progress, found {other:?}"),
+        }
+    };
+    host.enter(|| (0..count).map(|_| knock()).collect::<Result<Vec<_>>>().map(drop))
+}
+
 fn connect(source_port: Option<u16>, target: SocketAddr) -> Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     if let Some(port) = source_port {
