@@ -55,8 +55,11 @@ impl Frame {
     pub(crate) fn holds(&self, length: usize) -> bool {
         // SAFETY: as in `pointer`.
         let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        // A difference, since older verifiers (Linux 6.12) refuse to add a length to a pointer that came back from
+        // the stack without its bounds.
+        let linear = data_end - data;
         // SAFETY: the helper reads the context only (kernel 5.18).
-        data + length <= data_end || unsafe { bpf_xdp_get_buff_len(self.ctx) } >= length as u64
+        length <= linear || unsafe { bpf_xdp_get_buff_len(self.ctx) } >= length as u64
     }
 
     /// Index of the interface it came in through.
