@@ -40,6 +40,18 @@ fn a_killed_server_leaves_within_a_second_and_returns_by_itself() -> Result<()> 
 }
 
 #[test]
+fn whoever_waits_for_ready_finds_the_whole_rotation() -> Result<()> {
+    let family = Family::V4;
+    let mut lab = Lab::one_arm()?;
+    lab.backends[1].kill()?;
+    let lb = Lb::start(&lab.balancer, &watchful(&lab, family))?;
+    let served = traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+    assert_eq!(served.keys().map(String::as_str).collect::<Vec<_>>(), ["web1", "web3"]);
+    assert_eq!(lb.status()?.rotation("web").len(), 2);
+    Ok(())
+}
+
+#[test]
 fn a_server_that_answers_503_leaves_and_says_why() -> Result<()> {
     let family = Family::V6;
     let lab = Lab::two_arm()?;

@@ -110,6 +110,14 @@ impl Book {
         self.backends.get(&CheckId::new(set, backend)).map(|entry| &entry.health)
     }
 
+    /// Whether every backend of a set that is checked at all has had a result.
+    pub fn is_settled(&self, set: &str) -> bool {
+        let mut of_set = self.backends.values().filter(|entry| entry.health.id().set == set);
+        of_set.all(|entry| {
+            entry.health.result().outcome.status == CheckStatus::Offline || !entry.made.is_empty()
+        })
+    }
+
     /// Checks made: set, backend, verdict, number.
     pub fn checks_made(&self) -> impl Iterator<Item = (&str, &str, &'static str, u64)> {
         self.backends.iter().flat_map(|(id, entry)| {

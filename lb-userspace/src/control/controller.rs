@@ -166,8 +166,12 @@ impl Controller {
         let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut apply_at: Option<Instant> = None;
-        println!("ready");
+        let mut is_ready = false;
         let stopped = loop {
+            if !is_ready && apply_at.is_none() && self.forwards() {
+                is_ready = true;
+                println!("ready");
+            }
             tokio::select! {
                 biased;
                 () = until(apply_at) => {
@@ -197,6 +201,17 @@ impl Controller {
         };
         info!("stopping; {}", farewell(stopped, self.config.lb.on_exit));
         Ok((stopped, self.config.lb.on_exit))
+    }
+
+    /// Whether every listener forwards as well as it can: each backend of its set has been checked, or the rotation
+    /// was taken over from an earlier controller.
+    fn forwards(&self) -> bool {
+        self.config.listeners.iter().all(|listener| {
+            let name = &listener.backend_set;
+            let set = self.desired.sets.values().find(|set| set.name == *name);
+            let was_adopted = self.dataplane.origin == Origin::Adopted;
+            was_adopted && set.is_some_and(|set| !set.rotation.is_empty()) || self.book.is_settled(name)
+        })
     }
 
     /// Brings the maps to what is desired now.
