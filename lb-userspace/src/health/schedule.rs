@@ -143,7 +143,13 @@ impl<P: Prober> Timetable<P> {
                     }
                     Err(_) => return,
                 },
-                Some(ended) = self.running.join_next() => self.finish(ended),
+                Some(ended) = self.running.join_next() => {
+                    self.finish(ended);
+                    // All of them in one turn: when the host is busy, a turn is long in coming.
+                    while let Some(ended) = self.running.try_join_next() {
+                        self.finish(ended);
+                    }
+                }
                 () = self.results.closed() => return,
                 () = sleep_until(due) => self.start_due(Instant::now()),
             }

@@ -239,6 +239,32 @@ async fn a_check_that_panics_is_made_again_and_harms_no_other() {
     assert_eq!(results.recv().await.expect("a result").0, id(1));
 }
 
+/// On a busy host a turn is long in coming: a scheduler that passed on a few results a turn fell behind for good.
+#[tokio::test(start_paused = true)]
+async fn results_that_come_together_are_passed_on_together() {
+    const CHECKS: u16 = 5000;
+    let (scheduler, _book, results) = start();
+    // The first check of each begins the later, the shorter it is: they all end in the same moment.
+    let ends_together =
+        |index| (id(index), spec(index, INTERVAL - INTERVAL * u32::from(index) / u32::from(CHECKS)));
+    scheduler.update((0..CHECKS).filter(|&index| index != PANICS).map(ends_together).collect());
+    let turns = tokio::spawn(async move {
+        sleep(INTERVAL - QUICK).await;
+        assert_eq!(results.len(), 0, "nothing has ended yet");
+        advance(QUICK * 10).await;
+        for turn in 1..1000 {
+            tokio::task::yield_now().await;
+            // The last ones have not begun.
+            if results.len() > usize::from(CHECKS) - 10 {
+                return turn;
+            }
+        }
+        panic!("only {} results", results.len());
+    });
+    let turns = turns.await.expect("the results come");
+    assert!(turns < 10, "{turns} turns of the runtime");
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropping_the_scheduler_or_the_results_stops_everything() {
     let (scheduler, book, mut results) = start();

@@ -54,7 +54,8 @@ impl Question {
         let socket = net::udp(attempt).await?;
         socket.send(query).await.map_err(|error| Failure::os("send", &error))?;
         let mut strange = None;
-        let mut buffer = [0; 4096];
+        // All that a server sends who was not told otherwise (RFC 1035 section 2.3.4).
+        let mut buffer = [0; 512];
         loop {
             let received = match attempt.within(Waiting::Answer, socket.recv(&mut buffer)).await {
                 Err(timed_out) => return Err(strange.map_or(timed_out, Failure::Protocol)),

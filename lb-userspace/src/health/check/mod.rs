@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::failure::{Failure, Waiting};
 pub(super) use self::http::server_name;
@@ -93,6 +93,9 @@ impl CheckSpec {
     }
 }
 
+/// How long after its deadline a check waits to hear of the neighbour; then it is `TIMED_OUT`.
+const NEIGHBOUR_PATIENCE: Duration = Duration::from_millis(50);
+
 /// Makes one check, once. Checks that are repeated are better prepared once: see [`Check`].
 ///
 /// Never fails and never panics: whatever goes wrong is the result.
@@ -162,7 +165,7 @@ impl Check {
         &self.spec
     }
 
-    /// Makes the check. The result is there at the deadline at the latest, whatever the backend does.
+    /// Makes the check. It ends at the deadline at the latest, whatever the backend does.
     pub async fn run(&self) -> CheckResult {
         let started = Instant::now();
         let mut attempt = Attempt { spec: &self.spec, deadline: started + self.spec.timeout, source: None };
@@ -175,7 +178,7 @@ impl Check {
         };
         let latency = started.elapsed();
         let source = attempt.source;
-        let outcome = match self.settle(ended) {
+        let outcome = match self.settle(ended).await {
             Ok(()) => Outcome::new(CheckStatus::Ok),
             Err(failure) => failure.outcome(self.spec.timeout),
         };
@@ -184,15 +187,23 @@ impl Check {
     }
 
     /// What a deadline means: a dead host, silence that is a good answer, or just that.
-    fn settle(&self, ended: Result<(), Failure>) -> Result<(), Failure> {
+    async fn settle(&self, ended: Result<(), Failure>) -> Result<(), Failure> {
         let Err(Failure::TimedOut(_)) = ended else { return ended };
-        if self.neighbours.unresolved(self.spec.target.ip()) {
+        if self.unresolved().await {
             return Err(Failure::UNREACHABLE);
         }
         match &self.prepared {
             Prepared::Udp(payload) if udp::accepts_silence(payload) => Ok(()),
             _ => ended,
         }
+    }
+
+    /// Asked on another thread: the kernel may answer under its lock for network configuration (RTNL), which others
+    /// hold for long.
+    async fn unresolved(&self) -> bool {
+        let (neighbours, target) = (Arc::clone(&self.neighbours), self.spec.target.ip());
+        let asked = tokio::task::spawn_blocking(move || neighbours.unresolved(target));
+        matches!(timeout(NEIGHBOUR_PATIENCE, asked).await, Ok(Ok(true)))
     }
 }
 
