@@ -58,6 +58,11 @@ fn everywhere(lab: &Lab, port: u16) -> Vec<SocketAddr> {
     lab.backends.iter().map(|backend| SocketAddr::new(backend.address(Family::V4), port)).collect()
 }
 
+/// A server that notes who comes, on one of the backends.
+fn visitors(lab: &Lab, place: usize) -> Result<Visitors> {
+    Visitors::listen(&lab.backends[place].host, VISITORS_PORT)
+}
+
 /// `healthCheckStatus`, `errno` and `syscall` of a result.
 fn verdict(result: &Value) -> [&str; 3] {
     ["healthCheckStatus", "errno", "syscall"].map(|field| result[field].as_str().unwrap_or_default())
@@ -164,9 +169,7 @@ fn h3_h4_l9_checks_are_steady_send_nothing_and_come_from_where_they_say() -> Res
     const CHECKS: usize = 20;
     let lab = Lab::one_arm()?;
     lab.balancer.run("ip address add 10.0.1.3/24 dev eth0")?.success()?;
-    let visitors = [0, 1].map(|number| Visitors::listen(&lab.backends[number].host, VISITORS_PORT));
-    let [plain, bound] = visitors;
-    let (plain, bound) = (plain?, bound?);
+    let (plain, bound) = (visitors(&lab, 0)?, visitors(&lab, 1)?);
     let [one, other] = ["10.0.1.10:8081", "10.0.1.11:8081"];
     let lb = Lb::start(
         &lab.balancer,
@@ -186,13 +189,13 @@ fn h3_h4_l9_checks_are_steady_send_nothing_and_come_from_where_they_say() -> Res
     assert!((0.9..1.1).contains(&share), "{CHECKS} checks every {INTERVAL:?} took {took:?}");
     assert!(visits.iter().all(|visit| visit.answer.is_none()), "a TCP check without a request sends nothing");
 
-    for (set, backend, visitors, address) in
+    for (set, backend, seen_by, address) in
         [("plain", one, plain, "10.0.1.2"), ("bound", other, bound, "10.0.1.3")]
     {
         let result = lb.wait_for_result(set, backend, "OK")?;
         assert_eq!(result["sourceIpAddress"], address);
         let address: IpAddr = address.parse()?;
-        assert!(visitors.all().iter().all(|visit| visit.from == address), "{:?}", visitors.all());
+        assert!(seen_by.all().iter().all(|visit| visit.from == address), "{:?}", seen_by.all());
         let timestamp = result["timestamp"].as_str().context("no timestamp")?;
         let age = lab.balancer.shell(&format!("echo $(($(date +%s) - $(date --date={timestamp} +%s)))"))?;
         let age: i64 = age.success()?.stdout.parse()?;
@@ -205,9 +208,7 @@ fn h3_h4_l9_checks_are_steady_send_nothing_and_come_from_where_they_say() -> Res
 fn l7_an_offline_backend_gets_no_packet_from_the_checker() -> Result<()> {
     const INTERVALS: usize = 10;
     let lab = Lab::one_arm()?;
-    let visitors = [0, 1].map(|number| Visitors::listen(&lab.backends[number].host, VISITORS_PORT));
-    let [offline, online] = visitors;
-    let (offline, online) = (offline?, online?);
+    let (offline, online) = (visitors(&lab, 0)?, visitors(&lab, 1)?);
     let backends = [at("10.0.1.10:8081"), at("10.0.1.11:8081")].concat();
     let set = Checked::new("pair", backends, tcp(200, 3));
     let lb = Lb::start_with_rotation(&lab.balancer, &document(&lab, &[set]), 2)?;
@@ -264,7 +265,7 @@ fn h15_flows_go_on_when_a_reload_exchanges_the_check() -> Result<()> {
 fn a_deciding_result_is_in_the_maps_at_once() -> Result<()> {
     const CHANGES: usize = 10;
     let lab = Lab::one_arm()?;
-    let server = Visitors::listen(&lab.backends[0].host, VISITORS_PORT)?;
+    let server = visitors(&lab, 0)?;
     let check = tcp(100, 1).replace("tcp", "http");
     let set = Checked::new("web", at("10.0.1.10:8081"), check);
     let _lb = Lb::start_with_rotation(&lab.balancer, &document(&lab, &[set]), 1)?;

@@ -277,8 +277,8 @@ fn h8_a_udp_check_is_one_datagram() -> Result<()> {
         let rules: Value = serde_json::from_str(&rules)?;
         let lists = rules["nftables"].as_array().context("no rules")?;
         let counters = lists.iter().filter_map(|entry| entry["rule"]["expr"].as_array()).flatten();
-        let packets = counters.filter_map(|part| part["counter"]["packets"].as_u64());
-        packets.last().context("no counter")
+        let mut packets = counters.filter_map(|part| part["counter"]["packets"].as_u64());
+        packets.next().context("no counter")
     };
     wait::until("the checks", SOON, || Ok((made()? >= CHECKS).then_some(())))?;
     Lb::command(&lab.balancer, &format!("offline silent/{name}"))?.success()?;

@@ -3,14 +3,23 @@
 use std::process::Command;
 
 use anyhow::Result;
+use xtask::cargo::cargo;
 use xtask::{command, ebpf, target_dir};
 
 use crate::build;
 use crate::setup::{self, Group};
 
-/// Runs the binary `bench` of the tests crate; the arguments are its. It is not optimised, which does not matter:
-/// what it measures is the eBPF programs, inside of the kernel.
+/// Measures the part that the first argument names, else the packet path; the other arguments are the part's own.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    match arguments.split_first() {
+        Some((part, rest)) if part == "checks" => checks(rest),
+        _ => packets(arguments),
+    }
+}
+
+/// Runs the binary `bench` of the tests crate. It is not optimised, which does not matter: what it measures is the
+/// eBPF programs, inside of the kernel.
+fn packets(arguments: &[String]) -> Result<()> {
     setup::require_root("bench", "loads programs into the kernel")?;
     setup::ensure(&[Group::Build])?;
     let object = ebpf::build("bench")?;
@@ -18,4 +27,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut bench = Command::new(target_dir().join("debug/bench"));
     let report = target_dir().join("bench/report.json");
     command::run(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
+}
+
+/// Runs the example `health_load` of lb-userspace, optimised: many health checks against servers on loopback.
+fn checks(arguments: &[String]) -> Result<()> {
+    setup::ensure(&[Group::Build])?;
+    let mut cargo = cargo();
+    cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
+    command::run(cargo.args(arguments))
 }
