@@ -13,6 +13,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build, Group::Kernels])?;
     let lb = build::lb(false)?;
     command::run(
-        cargo().args(["test", "--workspace", "--test", "kernels", "--", "--nocapture"]).args(arguments).env("LB_BIN", lb),
+        cargo()
+            .args(["test", "--workspace", "--test", "kernels", "--", "--nocapture"])
+            .args(arguments)
+            .env("LB_BIN", lb),
     )
 }
