@@ -1,5 +1,6 @@
 //! Second step for a packet without a flow: which listener is it for, and which backend gets it?
 
+use lb_common::listener::Vip;
 use lb_common::{Address, Backend, FlowKey, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
 
 use crate::atomic;
@@ -26,8 +27,10 @@ pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'
     if F::Addr::VERSION == 6 && key.destination.widen().is_ipv4_mapped() {
         return Err(Stop::TO_KERNEL);
     }
+    // One small lookup settles the most common case of all: traffic of the host itself.
+    let vip = VIPS.get_ptr_mut(&key.destination.widen()).ok_or(Stop::TO_KERNEL)?;
     let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
-        return Err(stray(key));
+        return Err(stray(key, vip));
     };
     let drop = |reason| Stop::drop(reason, listener.id);
     if !packet.is_sound || !may_begin(packet) {
@@ -57,22 +60,20 @@ pub(crate) fn find_listener<'a, A: Address>(address: A, port: u16, protocol: u8)
     unsafe { LISTENERS.get(&key) }
 }
 
-/// A packet that no listener takes. One that came to a VIP is counted, so that a listener on the wrong port can be
+/// A packet that came to a VIP but that no listener takes. It is counted, so that a listener on the wrong port can be
 /// told from one that nobody talks to.
 #[inline(always)]
-fn stray<A: Address>(key: &FlowKey<A>) -> Stop {
+fn stray<A: Address>(key: &FlowKey<A>, vip: *mut Vip) -> Stop {
+    // SAFETY: a value of the map `vips` is one aligned u64.
+    unsafe { atomic::fetch_add(vip.cast(), 1) };
+    count::drop(Reason::NoListener as u32, 0);
     let address = key.destination.widen();
-    if let Some(vip) = VIPS.get_ptr_mut(&address) {
-        // SAFETY: a value of the map `vips` is one aligned u64.
-        unsafe { atomic::fetch_add(vip.cast(), 1) };
-        count::drop(Reason::NoListener as u32, 0);
-        let key = ListenerKey { address, port: key.destination_port, protocol: key.protocol, _pad: 0 };
-        match STRAYS.get_ptr_mut(&key) {
-            // SAFETY: the value is an aligned u64 of the map.
-            Some(packets) => drop(unsafe { atomic::fetch_add(packets, 1) }),
-            // A full map evicts; an insertion that fails all the same costs a count and nothing else.
-            None => drop(STRAYS.insert(&key, 1, 0)),
-        }
+    let key = ListenerKey { address, port: key.destination_port, protocol: key.protocol, _pad: 0 };
+    match STRAYS.get_ptr_mut(&key) {
+        // SAFETY: the value is an aligned u64 of the map.
+        Some(packets) => drop(unsafe { atomic::fetch_add(packets, 1) }),
+        // A full map evicts; an insertion that fails all the same costs a count and nothing else.
+        None => drop(STRAYS.insert(&key, 1, 0)),
     }
     Stop::TO_KERNEL
 }

@@ -60,8 +60,9 @@ impl Applier {
         self.apply_settings(maps, desired)?;
         self.add_backends(maps, desired)?;
         self.apply_sets(maps, desired)?;
+        self.add_vips(maps, desired)?;
         self.apply_listeners(maps, desired)?;
-        self.apply_vips(maps)?;
+        self.remove_vips(maps)?;
         self.retire_backends(maps, desired)?;
         self.remove_sets(maps, desired)
     }
@@ -136,12 +137,19 @@ impl Applier {
         Ok(())
     }
 
-    /// Every address that has listeners is a VIP.
-    fn apply_vips(&mut self, maps: &mut Maps) -> Result<()> {
-        let wanted: BTreeSet<IpAddr> = self.held.listeners.keys().map(|(address, ..)| *address).collect();
-        for &address in wanted.difference(&self.held.vips) {
-            maps.add_vip(&address.into())?;
+    /// Every address that has listeners is a VIP: the program looks for a listener at VIPs only.
+    fn add_vips(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
+        for &(address, ..) in desired.listeners.keys() {
+            if !self.held.vips.contains(&address) {
+                maps.add_vip(&address.into())?;
+                self.held.vips.insert(address);
+            }
         }
+        Ok(())
+    }
+
+    fn remove_vips(&mut self, maps: &mut Maps) -> Result<()> {
+        let wanted: BTreeSet<IpAddr> = self.held.listeners.keys().map(|(address, ..)| *address).collect();
         for &address in self.held.vips.difference(&wanted) {
             maps.remove_vip(&address.into())?;
         }

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::packets::Family;
+use lb_userspace::dataplane::{Dataplane, LoadOptions};
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND};
@@ -13,9 +14,28 @@ use crate::lab::{Lab, ONE_BACKEND};
 const MOST: u32 = 400_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![Trial::test("budget::the verifier walks at most 400,000 instructions", || {
-        budget().map_err(super::failed)
-    })]
+    vec![
+        Trial::test("budget::the verifier walks at most 400,000 instructions", || {
+            budget().map_err(super::failed)
+        }),
+        Trial::test("budget::the program's log costs instructions only where it is switched on", || {
+            log_is_free_when_off().map_err(super::failed)
+        }),
+    ]
+}
+
+/// Instructions of the program as the kernel runs it, dead code removed.
+fn instructions(packet_log: bool) -> Result<u32> {
+    let options = LoadOptions { pins: None, max_connections: 16, packet_log };
+    let mut dataplane = Dataplane::load(&options)?;
+    let size = dataplane.program()?.info()?.size_translated();
+    Ok(size.context("this kernel does not tell the size of a program")? / 8)
+}
+
+fn log_is_free_when_off() -> Result<()> {
+    let (off, on) = (instructions(false)?, instructions(true)?);
+    ensure!(off < on, "with the log off the program has {off} instructions, with it on {on}");
+    Ok(())
 }
 
 fn budget() -> Result<()> {
