@@ -1,5 +1,7 @@
 //! A controller that dies, stops, comes back or is detached, under open connections.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use lb_tests::netns::traffic::{self, Session};
 use lb_tests::netns::{Config, Family, Host, Lab, Lb, Topology};
@@ -69,6 +71,54 @@ fn a_connection_survives_a_reload_that_takes_servers_away() -> Result<()> {
     session.echo(b"after the reload")?;
     let tally = traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
     assert_eq!(tally, [(kept.name().to_owned(), REQUESTS)].into());
+    Ok(())
+}
+
+#[test]
+fn a_connection_survives_a_reload_that_takes_its_own_server_away() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let all = Config::new(&lab, family);
+    let lb = Lb::start_with_rotation(&lab.balancer, &all.to_string(), 3)?;
+    for _ in 0..3 {
+        // Younger than the last walk over the flows.
+        let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
+        lb.reload(&without_server_of(&session, &lab, family))?;
+        echo_over_several_walks(&mut session)?;
+        lb.reload(&all.to_string())?;
+        lb.wait_for_rotation(3, traffic::PATIENCE)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_survives_a_restart_that_takes_its_own_server_away() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
+    let rest = without_server_of(&session, &lab, family);
+    lb.kill9()?;
+    let lb = Lb::start(&lab.balancer, &rest)?;
+    echo_over_several_walks(&mut session).context("removed while no controller ran")?;
+    lb.stop()?;
+    Lb::start(&lab.balancer, &rest)?;
+    echo_over_several_walks(&mut session).context("found draining by the next controller")
+}
+
+/// A configuration without the server that answers in this session.
+fn without_server_of(session: &Session, lab: &Lab, family: Family) -> String {
+    let rest = lab.backends.iter().filter(|backend| backend.name() != session.answer.server);
+    let backends = rest.map(|backend| backend.address(family)).collect();
+    Config { backends, ..Config::new(lab, family) }.to_string()
+}
+
+/// Uses a session for longer than the collector and the housekeeping take for a round each.
+fn echo_over_several_walks(session: &mut Session) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        session.echo(b"still here")?;
+    }
     Ok(())
 }
 

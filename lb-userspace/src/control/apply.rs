@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use anyhow::Result;
 use lb_common::{Backend, ListenerKey, Settings};
@@ -11,7 +12,7 @@ use tracing::debug;
 
 use super::desired::{Desired, DesiredSet, ListenerOrd};
 use super::ids::Ids;
-use crate::dataplane::{Maps, maglev};
+use crate::dataplane::{Census, Maps, maglev};
 
 /// The controller's knowledge of the maps.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ struct Held {
     listeners: BTreeMap<ListenerOrd, lb_common::Listener>,
     vips: BTreeSet<IpAddr>,
     backends: BTreeMap<u32, Backend>,
+    /// Since when backends are known to get no new flows: those that the configuration has lost.
+    removed: BTreeMap<u32, Instant>,
     /// Sets; the table of an adopted one is not known.
     sets: BTreeMap<u32, Option<DesiredSet>>,
     settings: Option<Settings>,
@@ -40,10 +43,13 @@ impl Applier {
     /// If a map cannot be read.
     pub fn read(maps: &Maps) -> Result<Self> {
         let listeners = maps.listeners()?.into_iter().map(|(key, value)| (ordered(&key), value)).collect();
-        let backends = maps.backends()?.into_iter().collect();
+        let backends: BTreeMap<u32, Backend> = maps.backends()?.into_iter().collect();
+        let removed = backends.iter().filter(|(_, backend)| backend.has(Backend::REMOVED));
+        let removed = removed.map(|(&id, _)| (id, Instant::now())).collect();
         let vips = maps.vips()?.into_iter().map(IpAddr::from).collect();
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
-        Ok(Self { ids: Ids::adopt(maps)?, held: Held { listeners, vips, backends, sets, settings: None } })
+        let held = Held { listeners, vips, backends, removed, sets, settings: None };
+        Ok(Self { ids: Ids::adopt(maps)?, held })
     }
 
     /// The backends in the maps, those included that the configuration has lost and that still drain.
@@ -88,6 +94,7 @@ impl Applier {
 
     fn add_backends(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
         for (&id, backend) in &desired.backends {
+            self.held.removed.remove(&id);
             let held = self.held.backends.get(&id);
             if held.is_none() {
                 maps.clear_backend_counters(id)?;
@@ -165,27 +172,27 @@ impl Applier {
             }
             backend.flags = Backend::IN_USE | Backend::REMOVED;
             maps.set_backend(id, backend)?;
+            self.held.removed.insert(id, Instant::now());
         }
         Ok(())
     }
 
-    /// Frees the ids of removed backends without flows. Returns those that were freed.
+    /// Frees the ids of removed backends without flows. A census that began before a backend was removed says
+    /// nothing of the flows it was given since. Returns the ids that were freed.
     ///
     /// # Errors
     ///
     /// If a map cannot be written.
-    pub fn forget_backends(&mut self, maps: &mut Maps, has_flows: impl Fn(u32) -> bool) -> Result<Vec<u32>> {
-        let is_over = |(id, backend): (&u32, &Backend)| backend.has(Backend::REMOVED) && !has_flows(*id);
-        let over: Vec<u32> = self
-            .held
-            .backends
-            .iter()
-            .filter(|(id, backend)| is_over((id, backend)))
-            .map(|(&id, _)| id)
-            .collect();
-        for &id in &over {
-            maps.set_backend(id, &Backend::default())?;
-            self.held.backends.remove(&id);
+    pub fn forget_backends(&mut self, maps: &mut Maps, census: &Census) -> Result<Vec<u32>> {
+        let is_over = |id: &u32, since: &Instant| {
+            census.began.is_some_and(|began| began >= *since) && !census.by_backend.contains_key(id)
+        };
+        let removed = self.held.removed.iter();
+        let over: Vec<u32> = removed.filter(|(id, since)| is_over(id, since)).map(|(&id, _)| id).collect();
+        for id in &over {
+            maps.set_backend(*id, &Backend::default())?;
+            self.held.backends.remove(id);
+            self.held.removed.remove(id);
         }
         self.ids.keep_backends(|id| !over.contains(&id));
         Ok(over)

@@ -320,8 +320,7 @@ impl Controller {
     /// Ends drains that have lasted long enough and frees the ids of removed backends without flows.
     fn keep_house(&mut self) {
         let census = self.flows.census();
-        let has_flows = |id| census.by_backend.contains_key(&id);
-        match self.applier.forget_backends(&mut self.dataplane.maps, has_flows) {
+        match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
             Ok(forgotten) => self.drains.retain(|id, _| !forgotten.contains(id)),
             Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
         }

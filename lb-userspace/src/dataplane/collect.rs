@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::Pod;
@@ -51,6 +51,8 @@ impl Default for IdleTimeouts {
 /// Live flows, as one walk found them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
+    /// When the walk began; `None` before the first. Of flows made later it may know nothing.
+    pub began: Option<Instant>,
     /// By listener id.
     pub by_listener: BTreeMap<u32, u64>,
     /// By backend id.
@@ -83,7 +85,7 @@ impl Collector {
     /// If a map cannot be read.
     pub fn sweep(&self, limits: &Limits) -> Result<Census> {
         let now = self.clock.now()?;
-        let mut census = Census::default();
+        let mut census = Census { began: Some(Instant::now()), ..Census::default() };
         Walk::<Addr4>::new(&self.v4, limits, now)
             .run(&mut census)
             .context("cannot walk over connections_v4")?;

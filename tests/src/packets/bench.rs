@@ -1,7 +1,7 @@
 //! A loaded data plane, filled by the controller's own code, that answers frames.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
@@ -202,7 +202,8 @@ impl Bench {
     fn empty(&mut self) -> Result<()> {
         let Self { plane, applier, .. } = self;
         applier.apply(&mut plane.dataplane.maps, &Desired::default())?;
-        applier.forget_backends(&mut plane.dataplane.maps, |_| false)?;
+        let no_flows = Census { began: Some(Instant::now()), ..Census::default() };
+        applier.forget_backends(&mut plane.dataplane.maps, &no_flows)?;
         plane.give_back()
     }
 }
