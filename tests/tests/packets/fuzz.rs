@@ -1,5 +1,5 @@
 //! Mutated packets: whatever comes in, no wrong checksum goes out, nothing that stops is touched, and counters add
-//! up. `LB_FUZZ_SEED` and `LB_FUZZ_PACKETS` choose another sequence and another length.
+//! up. `LB_FUZZ_SEED` chooses another sequence.
 
 use std::env;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
 use crate::lab::{Lab, THREE_BACKENDS, tcp, udp};
-use crate::trial_for_each_family;
+use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trial_for_each_family("fuzz", "mutated packets never come out wrong, and counters add up", fuzz)
 }
 
-/// Packets sent unless `LB_FUZZ_PACKETS` says otherwise.
+/// Packets sent, before `LB_PACKET_EFFORT`.
 const PACKETS: u64 = 20_000;
 /// Packets between two looks at the counters.
 const ROUND: u64 = 1_000;
@@ -43,8 +43,7 @@ const TWO_LISTENERS: &str = r#"
 "#;
 
 fn fuzz(family: Family) -> Result<()> {
-    let seed = number_from("LB_FUZZ_SEED")?.unwrap_or(0x1b);
-    let packets = number_from("LB_FUZZ_PACKETS")?.unwrap_or(PACKETS);
+    let (seed, packets) = (seed()?, scaled(PACKETS)?);
     let mut lab = Lab::new(THREE_BACKENDS, &format!("lb.max_connections = 1024\n{TWO_LISTENERS}"), family)?;
     let mut fuzzer = Fuzzer {
         pool: originals(family).iter().map(|packet| lab.frame(packet)).collect::<Result<_>>()?,
@@ -69,10 +68,13 @@ fn fuzz(family: Family) -> Result<()> {
     Ok(())
 }
 
-fn number_from(variable: &str) -> Result<Option<u64>> {
-    let Some(value) = env::var_os(variable) else { return Ok(None) };
-    let number = value.to_str().and_then(|text| text.parse().ok());
-    Ok(Some(number.with_context(|| format!("expected a number in {variable}, found {value:?}"))?))
+fn seed() -> Result<u64> {
+    match env::var("LB_FUZZ_SEED") {
+        Ok(value) => {
+            value.parse().with_context(|| format!("expected a number in LB_FUZZ_SEED, found `{value}`"))
+        }
+        Err(_) => Ok(0x1b),
+    }
 }
 
 /// What became of the packets.

@@ -2,7 +2,8 @@
 //! two tests, `TOPIC::v4::NAME` and `TOPIC::v6::NAME`; what needs more than a case can say is in the modules here.
 //!
 //! The executable needs root and its case files, no network: `LB_PACKET_CASES` names their folder where the
-//! sources are not at hand, as inside of a virtual machine.
+//! sources are not at hand, as inside of a virtual machine. `LB_PACKET_EFFORT` is how much of the long tests to do,
+//! in percent: less where the machine is emulated, more to let the fuzzer run for hours.
 
 mod budget;
 mod checksums;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_tests::packets::case::CaseFile;
 use lb_tests::packets::{Family, Network, play};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -39,6 +40,17 @@ fn main() -> ExitCode {
 fn cases() -> PathBuf {
     env::var_os("LB_PACKET_CASES")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/packets")), PathBuf::from)
+}
+
+/// A number of packets for a long test, as `LB_PACKET_EFFORT` scales it.
+fn scaled(packets: u64) -> Result<u64> {
+    let percent = match env::var("LB_PACKET_EFFORT") {
+        Ok(value) => value
+            .parse()
+            .with_context(|| format!("expected a number of percent in LB_PACKET_EFFORT, found `{value}`"))?,
+        Err(_) => 100,
+    };
+    Ok(packets * percent / 100)
 }
 
 fn trials() -> Result<Vec<Trial>> {

@@ -10,7 +10,7 @@ use lb_tests::packets::network::Mac;
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND, THREE_BACKENDS, tcp, udp};
-use crate::trial_for_each_family;
+use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = trial_for_each_family("spread", "shares follow weights within 2 %", shares);
@@ -35,14 +35,14 @@ fn client(family: Family, number: u16, port: u16) -> Packet {
 }
 
 fn shares(family: Family) -> Result<()> {
-    const FLOWS: u16 = 30_000;
+    let all_flows = u16::try_from(scaled(30_000)?.min(30_000))?;
     let weights = BTreeMap::from([("alpha", 1), ("beta", 2), ("gamma", 3)]);
     let changes: Vec<String> =
         weights.iter().map(|(name, weight)| format!("{{ name = \"{name}\", weight = {weight} }}")).collect();
     let changes = format!("backend_set.web.backend = [{}]", changes.join(", "));
     let mut lab = Lab::new(THREE_BACKENDS, &changes, family)?;
     let mut flows = BTreeMap::<String, u32>::new();
-    for number in 0..FLOWS {
+    for number in 0..all_flows {
         let frame = lab.frame(&client(family, number / 100, 1024 + number % 100))?;
         let (_, backend) = lab.through(&frame)?;
         *flows.entry(lab.host_at(backend)?.to_owned()).or_default() += 1;
@@ -50,9 +50,9 @@ fn shares(family: Family) -> Result<()> {
     let total_weight: u32 = weights.values().sum();
     for (name, weight) in weights {
         let expected = f64::from(weight) / f64::from(total_weight);
-        let found = f64::from(flows[name]) / f64::from(FLOWS);
+        let found = f64::from(flows[name]) / f64::from(all_flows);
         // Flows are a sample of the table: two standard deviations of it on top of the table's 2 %.
-        let chance = 2.0 * (expected * (1.0 - expected) / f64::from(FLOWS)).sqrt();
+        let chance = 2.0 * (expected * (1.0 - expected) / f64::from(all_flows)).sqrt();
         ensure!(
             (found - expected).abs() <= 0.02 * expected + chance,
             "`{name}` has weight {weight} of {total_weight}: expected a share of {expected:.4}, found {found:.4}"
