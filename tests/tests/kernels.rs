@@ -54,7 +54,7 @@ fn boot(version: &str) -> Result<()> {
             "--",
             "sh",
             "-c",
-            "kernels running_kernel --exact && LB_PACKET_CASES=/cases packets --test-threads 1",
+            "kernels running_kernel --exact && LB_PACKET_CASES=/cases LB_PACKET_EFFORT=5 packets --test-threads 1",
         ])
         .output()
         .context("cannot run tests/kernels/boot")?;
