@@ -266,6 +266,15 @@ impl CaseFile {
     pub fn read(path: &Path) -> Result<Self> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(path, text)
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    ///
+    /// If it means nothing.
+    pub fn parse(path: &Path, text: String) -> Result<Self> {
         let topic = toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
         Ok(Self { path: path.to_owned(), topic, text })
     }

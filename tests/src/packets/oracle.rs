@@ -314,3 +314,72 @@ pub fn describe(frame: &[u8]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    const CLIENT: ([u8; 4], [u8; 4]) = ([192, 0, 2, 1], [10, 0, 1, 100]);
+    const BACKEND: ([u8; 4], [u8; 4]) = ([10, 0, 1, 100], [10, 0, 1, 10]);
+    const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+
+    /// A frame as etherparse builds it by itself.
+    fn built(
+        (src, dst): ([u8; 4], [u8; 4]),
+        (from, to): (u16, u16),
+        macs: ([u8; 6], [u8; 6]),
+        ttl: u8,
+    ) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(macs.0, macs.1).ipv4(src, dst, ttl).udp(from, to);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"payload").unwrap();
+        frame
+    }
+
+    fn to_backend() -> Translation {
+        Translation {
+            src: (BACKEND.0, 1024).into(),
+            dst: (BACKEND.1, 8080).into(),
+            src_mac: Mac(MACS.1),
+            dst_mac: Mac(MACS.0),
+            ttl: 63,
+        }
+    }
+
+    #[test]
+    fn a_translated_frame_is_the_one_that_would_have_been_built() {
+        let before = built(CLIENT, (40000, 80), MACS, 64);
+        let after = built(BACKEND, (1024, 8080), (MACS.1, MACS.0), 63);
+        assert_eq!(Dissected::new(&before).unwrap().translated(&to_backend()).unwrap(), after);
+        require_right_checksums(&after).unwrap();
+    }
+
+    #[test]
+    fn each_wrong_checksum_is_noticed_and_stays_as_wrong_as_it_was() {
+        let right = built(CLIENT, (40000, 80), MACS, 64);
+        for at in [24, 40] {
+            let mut wrong = right.clone();
+            wrong[at] ^= 0x40;
+            assert!(require_right_checksums(&wrong).is_err(), "byte {at}");
+            let before = Dissected::new(&wrong).unwrap();
+            let out = before.translated(&to_backend()).unwrap();
+            let after = Dissected::new(&out).unwrap();
+            assert_eq!(after.ip_checksum(), before.ip_checksum());
+            assert_eq!(after.transport_checksum(), before.transport_checksum());
+            assert_eq!(before.corrected(), right);
+        }
+    }
+
+    #[test]
+    fn one_other_byte_is_another_frame() {
+        let expected = built(CLIENT, (40000, 80), MACS, 64);
+        let mut found = expected.clone();
+        require_equal(&expected, &found).unwrap();
+        found[30] ^= 1;
+        let error = require_equal(&expected, &found).unwrap_err().to_string();
+        assert!(error.contains("differ at bytes [30]"), "{error}");
+        assert!(require_equal(&expected, &expected[..expected.len() - 1]).is_err());
+    }
+}

@@ -103,3 +103,30 @@ fn resolve(table: &mut Table, network: &Network, family: Family) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_merges_elements_by_name() {
+        let mut table: Table = toml::from_str(
+            "lb.max_connections = 1024\n\
+             [[set.backend]]\naddress = \"alpha\"\nport = 1\n\
+             [[set.backend]]\nname = \"b\"\naddress = \"beta\"\nport = 2\n",
+        )
+        .unwrap();
+        let change = toml::from_str(
+            "lb.snat_ports = \"1-2\"\n\
+             set.backend = [{ name = \"alpha\", port = 3 }, { name = \"b\", remove = true }, { name = \"c\" }]",
+        )
+        .unwrap();
+        merge(&mut table, &change);
+        let expected: Table = toml::from_str(
+            "lb = { max_connections = 1024, snat_ports = \"1-2\" }\n\
+             set.backend = [{ name = \"alpha\", address = \"alpha\", port = 3 }, { name = \"c\" }]",
+        )
+        .unwrap();
+        assert_eq!(table, expected);
+    }
+}

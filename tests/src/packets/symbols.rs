@@ -95,3 +95,29 @@ fn number(part: &str, scope: Scope<'_>) -> Result<u16> {
         None => bail!("expected a port, `40000+` or `$port`, found `{part}`"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn symbols_are_bound_once_and_count_along() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/packets"));
+        let network = Network::read(folder).unwrap();
+        let scope = |number| Scope { network: &network, family: Family::V4, number };
+        let found = |port| SocketAddr::from(([10, 0, 1, 100], port));
+        let mut symbols = Symbols::default();
+        assert!(symbols.endpoint("vip:$port", scope(0)).is_err(), "nothing has shown its value");
+        assert_eq!(symbols.bind("vip:$port", scope(0), found(7)).unwrap(), found(7));
+        assert_eq!(symbols.bind("vip:$port", scope(0), found(8)).unwrap(), found(7));
+        assert_eq!(symbols.bind("vip:$each+", scope(0), found(1)).unwrap(), found(1));
+        assert_eq!(symbols.bind("$host:$each+", scope(1), found(2)).unwrap(), found(2));
+        assert_eq!(symbols.endpoint("$host:$each+", scope(0)).unwrap(), found(1));
+        assert_eq!(symbols.endpoint("vip:40000+", scope(3)).unwrap(), found(40003));
+        assert_eq!(symbols.endpoint("[::1]:80", scope(0)).unwrap(), "[::1]:80".parse().unwrap());
+        assert!(symbols.endpoint("nobody:80", scope(0)).is_err());
+        assert!(symbols.endpoint("vip:http", scope(0)).is_err());
+    }
+}

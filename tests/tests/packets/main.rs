@@ -8,6 +8,7 @@
 mod budget;
 mod checksums;
 mod fuzz;
+mod harness;
 mod ids;
 mod lab;
 mod ports;
@@ -68,6 +69,7 @@ fn trials() -> Result<Vec<Trial>> {
     trials.extend(budget::trials());
     trials.extend(checksums::trials());
     trials.extend(fuzz::trials());
+    trials.extend(harness::trials());
     trials.extend(ids::trials());
     trials.extend(ports::trials());
     trials.extend(race::trials());
