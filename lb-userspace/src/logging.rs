@@ -1,5 +1,7 @@
 //! Logs to stderr: one line each, or one JSON object each.
 
+use std::io::IsTerminal;
+
 use anyhow::{Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +26,8 @@ pub fn start(format: Format) -> Result<()> {
         Err(_) => EnvFilter::new("info"),
     };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // On a terminal the subscriber itself honours NO_COLOR; elsewhere it would colour all the same.
+    let subscriber = if std::io::stderr().is_terminal() { subscriber } else { subscriber.with_ansi(false) };
     let started = match format {
         Format::Text => subscriber.with_target(false).try_init(),
         Format::Json => subscriber.json().flatten_event(true).try_init(),

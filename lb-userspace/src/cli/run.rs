@@ -29,7 +29,7 @@ impl Run {
         let loaded = match config::load(&self.file.config) {
             Ok(loaded) => loaded,
             Err(report) => {
-                eprint!("{report}");
+                eprintln!("{report}");
                 return Ok(BAD_CONFIG);
             }
         };
