@@ -65,6 +65,9 @@ pub const NO_BACKEND: u32 = u32::MAX;
 /// that a table is replaced by one update of the outer map and no packet sees half of one.
 pub type MaglevTable = [u32; MAGLEV_SIZE];
 
+/// How exact `last_seen` of a flow is: a half is written at most this often each second.
+pub const SEEN_PER_SECOND: u32 = 8;
+
 /// IP protocol number of TCP (RFC 9293).
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP (RFC 768).

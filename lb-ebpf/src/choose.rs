@@ -9,7 +9,7 @@ use crate::family::Family;
 use crate::maps::{BACKENDS, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
-use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::TCP_RST;
 
 /// Who takes a new flow.
 #[derive(Clone, Copy)]
@@ -33,7 +33,8 @@ pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'
         return Err(stray(key, vip));
     };
     let drop = |reason| Stop::drop(reason, listener.id);
-    if !packet.is_sound || !may_begin(packet) {
+    // Port 0 is reserved (RFC 6335, 6): nobody could answer it.
+    if !packet.is_sound || key.source_port == 0 {
         return Err(drop(Reason::Malformed));
     }
     if packet.is_fragment {
@@ -88,14 +89,6 @@ fn table_entry(set: u32, slot: u32) -> Option<u32> {
         NO_BACKEND => None,
         id => Some(id),
     }
-}
-
-/// Whether ports and flags are ones a flow can begin with: RFC 9293 knows no SYN together with FIN or RST, and
-/// port 0 is reserved (RFC 6335, 6).
-#[inline(always)]
-fn may_begin<A: Address>(packet: &Packet<A>) -> bool {
-    let impossible = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0;
-    packet.key.source_port != 0 && !impossible
 }
 
 /// Whether it is TCP from the middle of a connection that the listener does not pick up. A RST never begins a

@@ -5,7 +5,7 @@
 //! its claimed port back and uses the winner's. Fields of a half that change later (`last_seen`, `seen`,
 //! `client`) are written without locks: each is idempotent, and a lost write is repeated by the next packet.
 
-use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, flow::is_closing};
+use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, SEEN_PER_SECOND, flow::is_closing};
 
 use crate::checksum;
 use crate::choose::Choice;
@@ -109,7 +109,7 @@ fn learn_client<F: Family>(frame: &Frame, packet: &Packet<F::Addr>, flow: &mut F
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     let now = now();
-    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() {
+    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
     let seen = flow.seen | shown(packet);

@@ -43,8 +43,12 @@ pub fn render<'a>(
         made.get_or_create(&labels).inc_by(count);
     }
     let drops = counters(&mut registry, "drops", "Packets that did not travel on, by reason");
+    // The status counts all drops; here each is counted once, under its listener or under none.
     for (reason, &count) in &status.drops {
-        drops.get_or_create(&Labels { reason: Some(reason.clone()), ..Labels::default() }).inc_by(count);
+        let of_listeners: u64 =
+            status.listeners.iter().filter_map(|listener| listener.drops.get(reason)).sum();
+        let labels = Labels { reason: Some(reason.clone()), ..Labels::default() };
+        drops.get_or_create(&labels).inc_by(count.saturating_sub(of_listeners));
     }
     for listener in &status.listeners {
         for (reason, &count) in &listener.drops {

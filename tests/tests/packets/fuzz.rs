@@ -121,10 +121,10 @@ impl Fuzzer {
         for _ in 0..self.random.random_range(0..4) {
             self.mutate(&mut frame);
         }
-        if self.random.random() {
-            if let Some(corrected) = corrected(&frame) {
-                frame = corrected;
-            }
+        if self.random.random()
+            && let Some(corrected) = corrected(&frame)
+        {
+            frame = corrected;
         }
         frame
     }
