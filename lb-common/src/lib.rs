@@ -13,6 +13,7 @@ pub mod backend;
 pub mod counters;
 pub mod flow;
 pub mod hash;
+pub mod interface;
 pub mod listener;
 pub mod reason;
 pub mod settings;
@@ -21,6 +22,7 @@ pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
 pub use counters::{Counters, Traffic};
 pub use flow::{Flow, FlowKey};
+pub use interface::InterfaceMac;
 pub use listener::{Listener, ListenerKey};
 pub use reason::{Drops, Reason};
 pub use settings::Settings;
@@ -44,6 +46,9 @@ pub const MAX_VIPS: u32 = MAX_LISTENERS;
 
 /// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
 pub const MAX_STRAYS: u32 = 16_384;
+
+/// Entries in the map `interfaces`.
+pub const MAX_INTERFACES: u32 = 256;
 
 /// Slots in the maps `backend_sets` and `maglev`.
 pub const MAX_SETS: u32 = 4_096;

@@ -6,6 +6,7 @@ use lb_common::{Address, Backend, FlowKey, Listener, ListenerKey, NO_BACKEND, PR
 use crate::atomic;
 use crate::count;
 use crate::family::Family;
+use crate::frame::Frame;
 use crate::maps::{BACKENDS, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
@@ -21,7 +22,7 @@ pub(crate) struct Choice<'a> {
 
 /// Chooses a backend from the rotation of the listener's set, or says why there is none.
 #[inline(always)]
-pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
+pub(crate) fn choose<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
     // A notation, never the address of a packet (RFC 4291, 2.5.5.2): it would find the IPv4 listener of this key.
     if F::Addr::VERSION == 6 && key.destination.widen().is_ipv4_mapped() {
@@ -29,6 +30,9 @@ pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'
     }
     // One small lookup settles the most common case of all: traffic of the host itself.
     let vip = VIPS.get_ptr_mut(&key.destination.widen()).ok_or(Stop::TO_KERNEL)?;
+    if !frame.is_to_this_host() {
+        return Err(Stop::TO_KERNEL);
+    }
     let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
         return Err(stray(key, vip));
     };

@@ -382,6 +382,7 @@ impl Controller {
         }
         let config = self.overrides.applied_to(&self.config);
         self.flows.set_limits(self.limits(&config));
+        self.dataplane.refresh_macs().unwrap_or_else(|error| error!("cannot follow MACs: {error:#}"));
     }
 
     async fn answer(&mut self, question: Question) -> Answer {

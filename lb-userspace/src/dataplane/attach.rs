@@ -50,6 +50,7 @@ impl Dataplane {
     /// `mode` demands.
     pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
         let wanted = AttachedMode::wanted(mode);
+        self.introduce(interface).with_context(|| format!("cannot attach to interface {interface}"))?;
         if let Some(adopted) = self.adopt_link(interface, wanted)? {
             return Ok(adopted);
         }
@@ -121,13 +122,13 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// If the pin cannot be removed.
+    /// If the pin cannot be removed, or the map `interfaces` cannot be written.
     pub fn detach_interface(&mut self, interface: &str) -> Result<()> {
         let Some(pins) = &self.pins else { return Ok(()) };
         for mode in [AttachedMode::Native, AttachedMode::Generic] {
             remove_if_there(&link_pin(pins, interface, mode))?;
         }
-        Ok(())
+        self.forget(interface)
     }
 
     /// Interfaces for which an earlier controller has pinned a link.

@@ -73,7 +73,8 @@ impl<'a> Player<'a> {
         if case.steps.iter().any(|step| sends_elsewhere(step.get_ref())) {
             interfaces::enter(network)?;
         }
-        let bench = Bench::new(config, network.states(family)?)?;
+        let mut bench = Bench::new(config, network.states(family)?)?;
+        bench.introduce(network)?;
         Ok(Self { network, family, table, bench, symbols: Symbols::default(), owners: BTreeMap::new() })
     }
 
