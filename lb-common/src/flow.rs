@@ -64,7 +64,7 @@ pub struct Flow<A> {
     pub client: NextHop,
     /// When the flow was made, in ticks (the low 32 bits of the kernel's jiffies).
     pub created: u32,
-    /// When a packet last passed this half, in ticks; written at most once a second.
+    /// When a packet last passed this half, in ticks; written at most [`crate::SEEN_PER_SECOND`] times a second.
     pub last_seen: u32,
     /// [`Flow::TO_BACKEND`] or [`Flow::TO_CLIENT`].
     pub direction: u8,

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod counters;
 pub mod flow;
 pub mod hash;
+pub mod interface;
 pub mod listener;
 pub mod reason;
 pub mod settings;
@@ -21,6 +22,7 @@ pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
 pub use counters::{Counters, Traffic};
 pub use flow::{Flow, FlowKey};
+pub use interface::InterfaceMac;
 pub use listener::{Listener, ListenerKey};
 pub use reason::{Drops, Reason};
 pub use settings::Settings;
@@ -45,6 +47,9 @@ pub const MAX_VIPS: u32 = MAX_LISTENERS;
 /// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
 pub const MAX_STRAYS: u32 = 16_384;
 
+/// Entries in the map `interfaces`.
+pub const MAX_INTERFACES: u32 = 256;
+
 /// Slots in the maps `backend_sets` and `maglev`.
 pub const MAX_SETS: u32 = 4_096;
 
@@ -64,6 +69,9 @@ pub const NO_BACKEND: u32 = u32::MAX;
 /// One whole Maglev table: the index into `backends` for each slot. It is the single value of an inner map, so
 /// that a table is replaced by one update of the outer map and no packet sees half of one.
 pub type MaglevTable = [u32; MAGLEV_SIZE];
+
+/// How exact `last_seen` of a flow is: a half is written at most this often each second.
+pub const SEEN_PER_SECOND: u32 = 8;
 
 /// IP protocol number of TCP (RFC 9293).
 pub const PROTO_TCP: u8 = 6;

@@ -6,10 +6,11 @@ use lb_common::{Address, Backend, FlowKey, Listener, ListenerKey, NO_BACKEND, PR
 use crate::atomic;
 use crate::count;
 use crate::family::Family;
+use crate::frame::Frame;
 use crate::maps::{BACKENDS, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
-use crate::wire::{TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::TCP_RST;
 
 /// Who takes a new flow.
 #[derive(Clone, Copy)]
@@ -21,7 +22,7 @@ pub(crate) struct Choice<'a> {
 
 /// Chooses a backend from the rotation of the listener's set, or says why there is none.
 #[inline(always)]
-pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
+pub(crate) fn choose<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
     // A notation, never the address of a packet (RFC 4291, 2.5.5.2): it would find the IPv4 listener of this key.
     if F::Addr::VERSION == 6 && key.destination.widen().is_ipv4_mapped() {
@@ -29,11 +30,15 @@ pub(crate) fn choose<'a, F: Family>(packet: &Packet<F::Addr>) -> Result<Choice<'
     }
     // One small lookup settles the most common case of all: traffic of the host itself.
     let vip = VIPS.get_ptr_mut(&key.destination.widen()).ok_or(Stop::TO_KERNEL)?;
+    if !frame.is_to_this_host() {
+        return Err(Stop::TO_KERNEL);
+    }
     let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
         return Err(stray(key, vip));
     };
     let drop = |reason| Stop::drop(reason, listener.id);
-    if !packet.is_sound || !may_begin(packet) {
+    // Port 0 is reserved (RFC 6335, 6): nobody could answer it.
+    if !packet.is_sound || key.source_port == 0 {
         return Err(drop(Reason::Malformed));
     }
     if packet.is_fragment {
@@ -88,14 +93,6 @@ fn table_entry(set: u32, slot: u32) -> Option<u32> {
         NO_BACKEND => None,
         id => Some(id),
     }
-}
-
-/// Whether ports and flags are ones a flow can begin with: RFC 9293 knows no SYN together with FIN or RST, and
-/// port 0 is reserved (RFC 6335, 6).
-#[inline(always)]
-fn may_begin<A: Address>(packet: &Packet<A>) -> bool {
-    let impossible = packet.tcp_flags & TCP_SYN != 0 && packet.tcp_flags & (TCP_FIN | TCP_RST) != 0;
-    packet.key.source_port != 0 && !impossible
 }
 
 /// Whether it is TCP from the middle of a connection that the listener does not pick up. A RST never begins a

@@ -5,7 +5,7 @@
 //! its claimed port back and uses the winner's. Fields of a half that change later (`last_seen`, `seen`,
 //! `client`) are written without locks: each is idempotent, and a lost write is repeated by the next packet.
 
-use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, flow::is_closing};
+use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, SEEN_PER_SECOND, flow::is_closing};
 
 use crate::checksum;
 use crate::choose::Choice;
@@ -41,6 +41,7 @@ pub(crate) fn find<'a, F: Family>(
         return Err(Stop::drop(Reason::Fragment, flow.listener));
     }
     let next_hop = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+        learn_client::<F>(frame, packet, flow)?;
         let Some(backend) = BACKENDS.get(flow.backend) else { return Ok(None) };
         if chooses_anew::<F>(packet, flow, backend) {
             close::<F>(packet, flow);
@@ -49,7 +50,6 @@ pub(crate) fn find<'a, F: Family>(
         if backend.has(Backend::OFFLINE) {
             return Err(Stop::drop(Reason::BackendOffline, flow.listener));
         }
-        learn_client::<F>(frame, packet, flow);
         backend.next_hop
     } else {
         flow.client
@@ -91,25 +91,34 @@ fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
     let _ = F::connections().remove(&other_half);
 }
 
-/// Follows a client whose packets begin to come another way, a router that took over for example.
+/// Follows a client whose packets begin to come another way, a router that took over for example. What was sent to
+/// another host teaches nothing, nor does it travel on.
 #[inline(always)]
-fn learn_client<F: Family>(frame: &Frame, packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
-    let Some(sender) = frame.sender() else { return };
+fn learn_client<F: Family>(
+    frame: &Frame,
+    packet: &Packet<F::Addr>,
+    flow: &mut Flow<F::Addr>,
+) -> Result<(), Stop> {
+    let sender = frame.sender().ok_or(Stop::TO_KERNEL)?;
     if flow.client == sender {
-        return;
+        return Ok(());
+    }
+    if !frame.is_to_this_host() {
+        return Err(Stop::TO_KERNEL);
     }
     flow.client = sender;
     if let Some(other) = F::connections().get_ptr_mut(&flow.other_half(packet.key.protocol)) {
         // SAFETY: see the top of this file.
         unsafe { (*other).client = sender };
     }
+    Ok(())
 }
 
 /// Notes that the flow lives and what its packet showed, writing only what changes.
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     let now = now();
-    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() {
+    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
     let seen = flow.seen | shown(packet);

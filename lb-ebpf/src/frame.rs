@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use lb_common::NextHop;
 
+use crate::maps::INTERFACES;
 use crate::wire::{Ethernet, Wire};
 
 /// A frame that XDP handed to the program.
@@ -68,15 +69,25 @@ impl Frame {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// The way back to whoever sent this frame on its link; `None` if it was sent to a group (the lowest bit of the
-    /// first byte, IEEE 802.3, 3.2.3), which cannot answer.
+    /// Whether it was sent to this host, not to a group, nor to another host and flooded by a switch.
+    ///
+    /// An interface that the controller did not attach to itself (the port of a bond runs the bond's program) is
+    /// taken at the word of any address that is not a group's: the lowest bit of the first byte (IEEE 802.3, 3.2.3).
+    #[inline(always)]
+    pub(crate) fn is_to_this_host(&self) -> bool {
+        let Some(ethernet) = self.at::<Ethernet>(0) else { return false };
+        // SAFETY: the map is preallocated and only the controller writes it; whoever reads a MAC while it changes
+        // leaves one frame to the kernel.
+        match unsafe { INTERFACES.get(&self.ingress()) } {
+            Some(own) => mac(ethernet.destination) == own.mac,
+            None => ethernet.destination[0] & GROUP == 0,
+        }
+    }
+
+    /// The way back to whoever sent this frame on its link.
     #[inline(always)]
     pub(crate) fn sender(&self) -> Option<NextHop> {
-        let ethernet = self.at::<Ethernet>(0)?;
-        if ethernet.destination[0] & GROUP != 0 {
-            return None;
-        }
-        Some(NextHop {
+        self.at::<Ethernet>(0).map(|ethernet| NextHop {
             ifindex: self.ingress(),
             peer: mac(ethernet.source),
             local: mac(ethernet.destination),

@@ -73,7 +73,7 @@ fn balance<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
 /// The detour of a packet without a flow: its listener chooses a backend, and both halves of the flow are made.
 #[inline(always)]
 fn begin<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<flow::Known<'a, F::Addr>, Stop> {
-    let choice = choose::choose::<F>(packet)?;
+    let choice = choose::choose::<F>(frame, packet)?;
     flow::open::<F>(frame, packet, &choice)
 }
 

@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, Flow, FlowKey, Listener, ListenerKey, MAX_BACKENDS,
-    MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_STRAYS, MAX_VIPS, MaglevTable,
-    SNAT_CURSORS, Settings,
+    Addr4, Addr6, Backend, Counters, Drops, Flow, FlowKey, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS,
+    MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_STRAYS, MAX_VIPS,
+    MaglevTable, SNAT_CURSORS, Settings,
 };
 
 /// Ticks (jiffies) in a second. Read-only data, so the compiler of the kernel folds it.
@@ -38,6 +38,11 @@ pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, { MAX_LISTENER_KEYS 
 /// VIPs. Written by the controller; its counters are written here, for packets to no listener.
 #[btf_map(name = "vips")]
 pub(crate) static VIPS: HashMap<Addr6, Vip, { MAX_VIPS as usize }> = HashMap::new();
+
+/// MACs of the attached interfaces by index. Written by the controller; read here for packets without a flow, and for
+/// those of a flow that come another way than before.
+#[btf_map(name = "interfaces")]
+pub(crate) static INTERFACES: HashMap<u32, InterfaceMac, { MAX_INTERFACES as usize }> = HashMap::new();
 
 /// What comes to a VIP but to no listener: packets by destination. Written here; read by the controller.
 #[btf_map(name = "strays")]

@@ -5,7 +5,7 @@ use lb_common::{Address, FlowKey, PROTO_TCP, PROTO_UDP};
 use crate::family::{Family, L3};
 use crate::frame::Frame;
 use crate::stop::Stop;
-use crate::wire::{Ports, Tcp, Udp};
+use crate::wire::{Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
 
 /// A TCP or UDP packet, read once.
 pub(crate) struct Packet<A> {
@@ -17,7 +17,7 @@ pub(crate) struct Packet<A> {
     pub(crate) length: u16,
     /// TCP flags; 0 for UDP.
     pub(crate) tcp_flags: u8,
-    /// Whether lengths and offsets agree with each other and with the frame.
+    /// Whether lengths and offsets agree with each other and with the frame, and TCP's flags are possible ones.
     pub(crate) is_sound: bool,
     /// Whether it is the first of several fragments.
     pub(crate) is_fragment: bool,
@@ -66,7 +66,10 @@ fn read_tcp(frame: &Frame, l4: usize, payload_length: u16) -> (u8, bool) {
     match frame.at::<Tcp>(l4) {
         Some(tcp) => {
             let header_length = u16::from(tcp.data_offset >> 4) * 4;
-            (tcp.flags, header_length >= size_of::<Tcp>() as u16 && header_length <= payload_length)
+            let fits = header_length >= size_of::<Tcp>() as u16 && header_length <= payload_length;
+            // RFC 9293 knows no SYN together with FIN or RST.
+            let impossible = tcp.flags & TCP_SYN != 0 && tcp.flags & (TCP_FIN | TCP_RST) != 0;
+            (tcp.flags, fits && !impossible)
         }
         None => (0, false),
     }
@@ -87,6 +90,6 @@ impl<A: Address> Packet<A> {
     /// Whether it opens a TCP connection.
     #[inline(always)]
     pub(crate) fn is_syn(&self) -> bool {
-        self.tcp_flags & (crate::wire::TCP_SYN | crate::wire::TCP_ACK) == crate::wire::TCP_SYN
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 }

@@ -121,7 +121,7 @@ fn next_port(cursor: *mut u64, settings: &Settings, step: u64) -> u16 {
 /// A step whose multiples spread evenly over the range: its length divided by the golden ratio.
 #[inline(always)]
 fn jump(settings: &Settings) -> u64 {
-    (ports(settings) * 40_503 >> 16) | 1
+    ((ports(settings) * 40_503) >> 16) | 1
 }
 
 /// Number of ports in the range.

@@ -1,5 +1,7 @@
 //! Logs to stderr: one line each, or one JSON object each.
 
+use std::io::{IsTerminal, Write};
+
 use anyhow::{Result, anyhow};
 use tracing_subscriber::EnvFilter;
 
@@ -24,9 +26,18 @@ pub fn start(format: Format) -> Result<()> {
         Err(_) => EnvFilter::new("info"),
     };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // On a terminal the subscriber itself honours NO_COLOR; elsewhere it would colour all the same.
+    let subscriber = if std::io::stderr().is_terminal() { subscriber } else { subscriber.with_ansi(false) };
     let started = match format {
         Format::Text => subscriber.with_target(false).try_init(),
         Format::Json => subscriber.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| anyhow!("cannot start logging: {error}"))
+}
+
+/// Writes a line of JSON to the log as it stands: events that other programs read have one form, whatever the format
+/// of the lines for people.
+pub fn json_line(line: &str) {
+    // Where nobody reads the log, nobody misses the line.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,7 +12,7 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::status::Status;
 
 /// Whom a number belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Labels {
     listener: Option<String>,
     backend_set: Option<String>,
@@ -20,6 +20,23 @@ struct Labels {
     address: Option<String>,
     reason: Option<String>,
     result: Option<String>,
+}
+
+impl EncodeLabelSet for Labels {
+    /// Leaves out what does not apply; the derived implementation would write empty values.
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Self { listener, backend_set, backend, address, reason, result } = self;
+        let labels = [
+            ("listener", listener),
+            ("backend_set", backend_set),
+            ("backend", backend),
+            ("address", address),
+            ("reason", reason),
+            ("result", result),
+        ];
+        let mut present = labels.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+        present.try_for_each(|label| label.encode(encoder.encode_label()))
+    }
 }
 
 type Counters = Family<Labels, Counter<u64, AtomicU64>>;
@@ -43,8 +60,12 @@ pub fn render<'a>(
         made.get_or_create(&labels).inc_by(count);
     }
     let drops = counters(&mut registry, "drops", "Packets that did not travel on, by reason");
+    // The status counts all drops; here each is counted once, under its listener or under none.
     for (reason, &count) in &status.drops {
-        drops.get_or_create(&Labels { reason: Some(reason.clone()), ..Labels::default() }).inc_by(count);
+        let of_listeners: u64 =
+            status.listeners.iter().filter_map(|listener| listener.drops.get(reason)).sum();
+        let labels = Labels { reason: Some(reason.clone()), ..Labels::default() };
+        drops.get_or_create(&labels).inc_by(count.saturating_sub(of_listeners));
     }
     for listener in &status.listeners {
         for (reason, &count) in &listener.drops {

@@ -34,8 +34,13 @@ impl Reply {
 ///
 /// If somebody listens but the exchange fails.
 pub async fn ask(socket: &Path, method: Method, path: &str) -> Result<Option<Reply>> {
-    if tokio::net::UnixStream::connect(socket).await.is_err() {
-        return Ok(None);
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    match tokio::net::UnixStream::connect(socket).await {
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => return Ok(None),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot ask the instance at {}", socket.display()));
+        }
     }
     // The client would look for a TLS provider even though it speaks plain HTTP here; the second call is refused
     // because the first succeeded.

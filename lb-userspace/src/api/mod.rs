@@ -95,6 +95,8 @@ impl Action {
 pub enum Answer {
     /// A document.
     Document(Value),
+    /// The data plane has been removed.
+    Detached,
     /// Metrics in the OpenMetrics format.
     Metrics(String),
     /// There is no such thing; says what there is.
@@ -184,6 +186,7 @@ async fn ask(calls: mpsc::Sender<Call>, question: Question) -> Response {
 fn respond(answer: Answer) -> Response {
     let (code, body) = match answer {
         Answer::Document(document) => (StatusCode::OK, document),
+        Answer::Detached => (StatusCode::OK, json!({ "detached": true })),
         Answer::Metrics(text) => return ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Answer::NotFound(message) => (StatusCode::NOT_FOUND, json!({ "error": message })),
         Answer::Refused(details) => (StatusCode::UNPROCESSABLE_ENTITY, details),

@@ -20,7 +20,7 @@ pub(super) async fn reload(instance: &Instance) -> Result<u8> {
     }
     match reply.body.get("report").and_then(Value::as_str) {
         Some(report) => {
-            eprint!("{report}");
+            eprintln!("{report}");
             eprintln!("lb: the file was refused, the running configuration stays");
             Ok(BAD_CONFIG)
         }

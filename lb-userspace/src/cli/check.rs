@@ -38,7 +38,7 @@ impl Check {
             }
             Err(report) => {
                 if !self.json {
-                    eprint!("{report}");
+                    eprintln!("{report}");
                 }
                 Ok(BAD_CONFIG)
             }

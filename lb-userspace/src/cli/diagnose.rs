@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde::Deserialize;
 
 use super::paint::Paint;
-use super::{FAILED, Target, not_running, status};
+use super::{Target, UNKNOWN, not_running, status};
 use crate::api::client;
 
 #[derive(Debug, Args)]
@@ -55,7 +55,7 @@ impl Diagnose {
         };
         if !reply.is_success() {
             eprintln!("lb: {}", reply.error());
-            return Ok(FAILED);
+            return Ok(UNKNOWN);
         }
         let diagnosis: Diagnosis = serde_json::from_value(reply.body.clone())
             .context("the instance answered with another kind of diagnosis")?;

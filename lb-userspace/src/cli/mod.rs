@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::api::Action;
 use crate::instance::Instance;
@@ -24,6 +25,8 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// Exit status: the configuration is refused.
 const BAD_CONFIG: u8 = 2;
+/// Exit status: the level of the instance is not known.
+const UNKNOWN: u8 = 3;
 /// Exit status: no such instance runs.
 const NOT_RUNNING: u8 = 4;
 
@@ -103,6 +106,12 @@ struct ConfigFile {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Run(_)) {
+        end_with_the_pipe();
+    }
+    // For these two, 1 means WARNING.
+    let failure =
+        if matches!(cli.command, Command::Status(_) | Command::Diagnose(_)) { UNKNOWN } else { FAILED };
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -113,9 +122,18 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("lb: {error:#}");
-            ExitCode::from(FAILED)
+            ExitCode::from(failure)
         }
     }
+}
+
+/// Lets a command whose reader goes away (`lb status | head`) end like any other program, by SIGPIPE; Rust ignores it
+/// and would panic at the next line.
+fn end_with_the_pipe() {
+    // SAFETY: the default action is no handler, so nothing of ours runs in signal context.
+    let restored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Only an unknown signal number is refused.
+    debug_assert!(restored.is_ok());
 }
 
 async fn dispatch(command: Command) -> Result<u8> {

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::{BAD_CONFIG, ConfigFile, OK, Target, detach};
 use crate::config::{self, OnExit};
-use crate::control::controller::{Controller, Stopped};
+use crate::control::controller::{Controller, Signals, Stopped};
 use crate::instance;
 use crate::logging::{self, Format};
 
@@ -29,7 +29,7 @@ impl Run {
         let loaded = match config::load(&self.file.config) {
             Ok(loaded) => loaded,
             Err(report) => {
-                eprint!("{report}");
+                eprintln!("{report}");
                 return Ok(BAD_CONFIG);
             }
         };
@@ -40,11 +40,12 @@ impl Run {
         let instance = self.target.instance()?;
         let lock = instance.lock()?;
         instance::ensure_bpffs()?;
+        let signals = Signals::take_over()?;
         let controller =
             Controller::start(instance.clone(), self.file.config.clone(), loaded.config, self.packet_log)
                 .await?;
-        let (stopped, on_exit) = controller.run().await?;
-        if stopped == Stopped::ToDetach || on_exit == OnExit::Detach {
+        let (stopped, on_exit) = controller.run(signals).await?;
+        if stopped == Stopped::BySignal && on_exit == OnExit::Detach {
             detach::remove(&instance)?;
         }
         drop(lock);

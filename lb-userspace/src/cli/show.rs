@@ -29,7 +29,7 @@ impl Show {
                     Ok(OK)
                 }
                 Err(report) => {
-                    eprint!("{report}");
+                    eprintln!("{report}");
                     Ok(BAD_CONFIG)
                 }
             },

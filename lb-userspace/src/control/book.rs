@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::apply::Applier;
 use super::desired::Health;
@@ -13,6 +13,7 @@ use crate::api::Answer;
 use crate::config::{Config, HealthCheck};
 use crate::health::state::Thresholds;
 use crate::health::{BackendHealth, CheckId, CheckResult, CheckSpec, CheckStatus, Transition};
+use crate::logging;
 
 /// Health of every backend of the configuration.
 #[derive(Debug, Default)]
@@ -167,13 +168,10 @@ fn health(backend: &BackendHealth) -> Health {
     }
 }
 
-/// Each transition is one line; in the JSON log format its fields are the contract's.
+/// Each transition is one line of JSON, whatever the format of the other lines.
 fn log(transition: &Transition) {
-    let Transition { id, from, to, healthy, reason, result, .. } = transition;
-    let result = json!(result);
-    if *healthy {
-        info!(backend_set = id.set, backend = id.backend, %from, %to, healthy, reason, %result, "health changed");
-    } else {
-        warn!(backend_set = id.set, backend = id.backend, %from, %to, healthy, reason, %result, "health changed");
+    match serde_json::to_string(transition) {
+        Ok(line) => logging::json_line(&line),
+        Err(error) => warn!("cannot write a transition of {}: {error}", transition.id.backend),
     }
 }

@@ -3,6 +3,7 @@
 //! Changes are gathered for a moment and applied together, so that a rack that fails is one change and not forty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use super::overrides::Overrides;
 use super::report::{self, Sources};
 use crate::api::{self, Answer, Call, Question};
 use crate::config::{self, Config, OnExit};
+use crate::dataplane;
 use crate::dataplane::collect::IdleTimeouts;
 use crate::dataplane::{AttachedMode, Dataplane, Limits, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
@@ -31,7 +33,7 @@ use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
 use crate::metrics;
 use crate::network::next_hop::{Resolver, Ways};
-use crate::network::vip;
+use crate::network::{self, vip};
 
 /// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
 const GATHER: Duration = Duration::from_millis(10);
@@ -50,8 +52,33 @@ const FRESH_CENSUS: Duration = Duration::from_millis(200);
 pub enum Stopped {
     /// By a signal.
     BySignal,
-    /// To remove the data plane.
-    ToDetach,
+    /// By a request, which has removed the data plane.
+    Detached,
+}
+
+/// The signals that mean something. Taken over before anything is changed on the host, so that one that comes early
+/// waits until the start is over.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// Takes over SIGTERM, SIGINT and SIGHUP.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be handled.
+    pub fn take_over() -> Result<Self> {
+        let take = |kind| signal(kind).context("cannot handle signals");
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            hang_up: take(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// Everything the loop owns.
@@ -74,7 +101,10 @@ pub struct Controller {
     resolver: Resolver,
     ways: watch::Receiver<Ways>,
     flows: Flows,
+    /// When the drains under way end, by backend id.
     drains: BTreeMap<u32, Instant>,
+    /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
+    drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
 }
 
@@ -82,6 +112,8 @@ pub struct Controller {
 struct Known<'a> {
     book: &'a Book,
     ways: &'a Ways,
+    /// Ways that stand in the maps: those of an earlier controller, until a way is known.
+    held: BTreeMap<IpAddr, Way>,
 }
 
 impl Surroundings for Known<'_> {
@@ -90,11 +122,11 @@ impl Surroundings for Known<'_> {
     }
 
     fn way(&self, address: IpAddr) -> Way {
-        let Some(way) = self.ways.get(&address) else { return Way::default() };
-        Way {
-            next_hop: way.next_hop.unwrap_or_default(),
-            onlink_prefix_len: way.onlink_prefix_len,
-            mtu: way.mtu,
+        match self.ways.get(&address) {
+            Some(network::next_hop::Way { next_hop: Some(next_hop), onlink_prefix_len, mtu, .. }) => {
+                Way { next_hop: *next_hop, onlink_prefix_len: *onlink_prefix_len, mtu: *mtu }
+            }
+            _ => self.held.get(&address).copied().unwrap_or_default(),
         }
     }
 }
@@ -137,6 +169,7 @@ impl Controller {
             attached: Vec::new(),
             desired: Desired::default(),
             drains: BTreeMap::new(),
+            drain_timeouts: BTreeMap::new(),
             instance,
             file,
             config,
@@ -146,13 +179,26 @@ impl Controller {
             flows,
             calls,
         };
-        controller.watch_backends();
-        controller.resolver.first_round(NEIGHBOUR_WAIT).await;
-        controller.apply()?;
-        controller.attach()?;
-        controller.assign_vips()?;
-        api::serve(&controller.instance.socket(), ask)?;
+        if let Err(error) = controller.take_up(ask).await {
+            // What a failed start has made is of no use to anybody; what it has adopted still forwards.
+            if controller.dataplane.origin == Origin::Fresh
+                && let Err(error) = controller.detach()
+            {
+                error!("cannot remove what the failed start has left: {error:#}");
+            }
+            return Err(error);
+        }
         Ok(controller)
+    }
+
+    async fn take_up(&mut self, ask: mpsc::Sender<Call>) -> Result<()> {
+        self.watch_backends();
+        self.resolver.first_round(NEIGHBOUR_WAIT).await;
+        self.apply()?;
+        self.attach()?;
+        self.assign_vips()?;
+        api::serve(&self.instance.socket(), ask)?;
+        Ok(())
     }
 
     /// Runs until a signal or a request ends it. Says why, and what the configuration wants to become of the data
@@ -161,16 +207,16 @@ impl Controller {
     /// # Errors
     ///
     /// If signals cannot be handled.
-    pub async fn run(mut self) -> Result<(Stopped, OnExit)> {
-        let mut terminate = stop_signals()?;
-        let mut hang_up = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    pub async fn run(mut self, signals: Signals) -> Result<(Stopped, OnExit)> {
+        let Signals { mut terminate, mut interrupt, mut hang_up } = signals;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut apply_at: Option<Instant> = None;
         let mut is_ready = false;
         let stopped = loop {
             if !is_ready && apply_at.is_none() && self.forwards() {
                 is_ready = true;
-                println!("ready");
+                // Nobody may be listening any more.
+                let _ = writeln!(std::io::stdout(), "ready");
             }
             tokio::select! {
                 biased;
@@ -187,15 +233,16 @@ impl Controller {
                     apply_at.get_or_insert(Instant::now() + GATHER);
                 }
                 Some((question, reply)) = self.calls.recv() => {
-                    let is_detach = question == Question::Detach;
                     let answer = self.answer(question).await;
+                    let is_detached = matches!(answer, Answer::Detached);
                     let _ = reply.send(answer);
-                    if is_detach {
-                        break Stopped::ToDetach;
+                    if is_detached {
+                        break Stopped::Detached;
                     }
                 }
                 _ = hang_up.recv() => self.reload_or_complain().await,
-                () = any(&mut terminate) => break Stopped::BySignal,
+                _ = terminate.recv() => break Stopped::BySignal,
+                _ = interrupt.recv() => break Stopped::BySignal,
                 _ = housekeeping.tick() => self.keep_house(),
             }
         };
@@ -218,7 +265,8 @@ impl Controller {
     fn apply(&mut self) -> Result<()> {
         let config = self.overrides.applied_to(&self.config);
         let ways = self.ways.borrow_and_update().clone();
-        let known = Known { book: &self.book, ways: &ways };
+        let held = self.applier.backends().values().map(|backend| (backend.address.into(), Way::of(backend)));
+        let known = Known { book: &self.book, ways: &ways, held: held.collect() };
         let desired = Desired::compute(&config, &mut self.applier.ids, &known)?;
         // Installing a table waits for packets that still read the old one: other tasks must go on meanwhile.
         tokio::task::block_in_place(|| self.applier.apply(&mut self.dataplane.maps, &desired))?;
@@ -259,12 +307,15 @@ impl Controller {
         Ok(())
     }
 
-    /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost.
+    /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses
+    /// too: somebody has to answer the backends when they ask for them.
     fn assign_vips(&self) -> Result<()> {
-        let vips: BTreeSet<IpAddr> = match self.config.lb.assign_vips {
-            true => self.config.listeners.iter().map(|listener| listener.address).collect(),
-            false => BTreeSet::new(),
-        };
+        let config = &self.config;
+        let mut vips: BTreeSet<IpAddr> = config.listeners.iter().map(|listener| listener.address).collect();
+        vips.extend(&config.lb.snat_addresses);
+        if !config.lb.assign_vips {
+            vips.clear();
+        }
         let run_dir = self.instance.run_dir();
         vip::release(&run_dir, &vips).context("cannot remove the addresses that are no longer VIPs")?;
         let assigned =
@@ -277,17 +328,19 @@ impl Controller {
     fn note_drains(&mut self, config: &Config) {
         let mut draining = BTreeMap::new();
         for (set_name, set) in &config.backend_sets {
-            let Some(timeout) = drain_timeout(set) else { continue };
-            for backend in set.backends.iter().filter(|backend| backend.drain) {
-                if let Some(&id) = self.desired.names.backends.get(&(set_name.clone(), backend.name.clone()))
-                {
-                    draining.insert(id, timeout);
+            for backend in &set.backends {
+                let name = (set_name.clone(), backend.name.clone());
+                let Some(&id) = self.desired.names.backends.get(&name) else { continue };
+                self.drain_timeouts.insert(id, drain_timeout(set));
+                if backend.drain {
+                    draining.extend(drain_timeout(set).map(|timeout| (id, timeout)));
                 }
             }
         }
         for (&id, backend) in self.applier.backends() {
             if backend.has(lb_common::Backend::REMOVED) {
-                draining.entry(id).or_insert(REMOVED_DRAIN);
+                let timeout = self.drain_timeouts.get(&id).copied().unwrap_or(Some(REMOVED_DRAIN));
+                draining.extend(timeout.map(|timeout| (id, timeout)));
             }
         }
         let now = Instant::now();
@@ -321,11 +374,15 @@ impl Controller {
     fn keep_house(&mut self) {
         let census = self.flows.census();
         match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
-            Ok(forgotten) => self.drains.retain(|id, _| !forgotten.contains(id)),
+            Ok(forgotten) => {
+                self.drains.retain(|id, _| !forgotten.contains(id));
+                self.drain_timeouts.retain(|id, _| !forgotten.contains(id));
+            }
             Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
         }
         let config = self.overrides.applied_to(&self.config);
         self.flows.set_limits(self.limits(&config));
+        self.dataplane.refresh_macs().unwrap_or_else(|error| error!("cannot follow MACs: {error:#}"));
     }
 
     async fn answer(&mut self, question: Question) -> Answer {
@@ -358,8 +415,16 @@ impl Controller {
                 self.watch_backends();
                 self.apply().map_or_else(failed, |()| Answer::Document(json!({ "done": true })))
             }
-            Question::Detach => Answer::Document(json!({ "detaching": true })),
+            Question::Detach => self.detach().map_or_else(failed, |()| Answer::Detached),
         }
+    }
+
+    /// Removes everything this instance has put on the host: program and maps, then its addresses.
+    fn detach(&self) -> Result<()> {
+        dataplane::detach(&self.instance.pins())?;
+        vip::release(&self.instance.run_dir(), &BTreeSet::new())
+            .context("cannot remove the assigned addresses")?;
+        Ok(())
     }
 
     /// Everything a report may look at.
@@ -413,40 +478,61 @@ impl Controller {
         }
     }
 
-    /// Reads the file again. A file that is refused changes nothing but the count of refusals.
+    /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
+    /// of it.
     async fn reload(&mut self) -> Result<(), Refusal> {
-        let loaded = config::load(&self.file).map_err(|report| {
-            self.reload_failures += 1;
-            self.last_reload_error = Some(report.to_string());
-            Refusal::Config(report.to_string())
-        })?;
-        for warning in &loaded.warnings {
-            warn!("{warning}");
+        let switched = match config::load(&self.file) {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    warn!("{warning}");
+                }
+                self.switch_to(loaded.config).await.map_err(Refusal::Host)
+            }
+            Err(report) => Err(Refusal::Config(report.to_string())),
+        };
+        self.last_reload_error = switched.as_ref().err().map(Refusal::text);
+        self.reload_failures += u64::from(switched.is_err());
+        switched
+    }
+
+    /// Makes a configuration the running one. If the host cannot be brought to it, the one before is put back.
+    async fn switch_to(&mut self, config: Config) -> Result<()> {
+        let is_changed = config != self.config;
+        let before = std::mem::replace(&mut self.config, config);
+        let overrides = if is_changed { std::mem::take(&mut self.overrides) } else { self.overrides.clone() };
+        if let Err(refused) = self.reconcile(&before).await {
+            let failed = std::mem::replace(&mut self.config, before);
+            self.overrides = overrides;
+            if let Err(error) = self.reconcile(&failed).await {
+                error!("cannot put the running configuration back: {error:#}");
+            }
+            return Err(refused);
         }
-        self.last_reload_error = None;
-        if loaded.config == self.config {
-            info!("the file has not changed");
-            return Ok(());
+        if is_changed {
+            self.loaded_at = Timestamp::now();
         }
-        self.config = loaded.config;
-        self.overrides = Overrides::default();
-        self.loaded_at = Timestamp::now();
-        self.resolver = Resolver::new(self.config.lb.interfaces.clone())
-            .context("cannot follow routes and neighbours")
-            .map_err(Refusal::Host)?;
-        self.ways = self.resolver.ways();
+        info!("{}", if is_changed { "reloaded" } else { "the file has not changed" });
+        Ok(())
+    }
+
+    /// Brings the host from one configuration to the running one: attachments first, since they are what a host
+    /// refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
+    async fn reconcile(&mut self, before: &Config) -> Result<()> {
+        self.attach()?;
+        if before.lb.interfaces != self.config.lb.interfaces {
+            self.resolver = Resolver::new(self.config.lb.interfaces.clone())
+                .context("cannot follow routes and neighbours")?;
+            self.ways = self.resolver.ways();
+        }
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
-        self.apply().map_err(Refusal::Host)?;
-        self.attach().map_err(Refusal::Host)?;
-        self.assign_vips().map_err(Refusal::Host)?;
-        info!("reloaded");
-        Ok(())
+        self.apply()?;
+        self.assign_vips()
     }
 }
 
-/// How long a backend that the configuration has lost may drain, since the set that could say so may be gone: the
-/// default of `drain_timeout_s`.
+/// How long a backend drains that was lost from the configuration while no controller ran, so that nobody knows what
+/// its set said: the default of `drain_timeout_s`.
 const REMOVED_DRAIN: Duration = Duration::from_secs(300);
 
 /// Why a reload did not happen.
@@ -455,6 +541,15 @@ enum Refusal {
     Config(String),
     /// The host cannot be brought to what the file says.
     Host(anyhow::Error),
+}
+
+impl Refusal {
+    fn text(&self) -> String {
+        match self {
+            Self::Config(report) => report.clone(),
+            Self::Host(error) => format!("{error:#}"),
+        }
+    }
 }
 
 fn drain_timeout(set: &config::BackendSet) -> Option<Duration> {
@@ -471,19 +566,6 @@ fn farewell(stopped: Stopped, on_exit: OnExit) -> &'static str {
             "the data plane goes on forwarding until `lb detach` or the next `lb run`"
         }
         _ => "the data plane is removed",
-    }
-}
-
-fn stop_signals() -> Result<[Signal; 2]> {
-    let terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    Ok([terminate, interrupt])
-}
-
-async fn any([one, other]: &mut [Signal; 2]) {
-    tokio::select! {
-        _ = one.recv() => {}
-        _ = other.recv() => {}
     }
 }
 

@@ -33,6 +33,13 @@ pub struct Way {
     pub mtu: u16,
 }
 
+impl Way {
+    /// The way that stands in a backend's record.
+    pub const fn of(backend: &Backend) -> Self {
+        Self { next_hop: backend.next_hop, onlink_prefix_len: backend.onlink_prefix_len, mtu: backend.mtu }
+    }
+}
+
 /// What the desired state depends on besides the configuration.
 pub trait Surroundings {
     /// Health of a backend of a set, by its name in the configuration.

@@ -10,7 +10,7 @@ use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{ProgramError, XdpMode};
 use tracing::{info, warn};
 
-use super::load::Dataplane;
+use super::load::{Dataplane, pinned_maps};
 use crate::config;
 
 /// How the program is attached to an interface.
@@ -50,6 +50,7 @@ impl Dataplane {
     /// `mode` demands.
     pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
         let wanted = AttachedMode::wanted(mode);
+        self.introduce(interface).with_context(|| format!("cannot attach to interface {interface}"))?;
         if let Some(adopted) = self.adopt_link(interface, wanted)? {
             return Ok(adopted);
         }
@@ -121,13 +122,13 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// If the pin cannot be removed.
+    /// If the pin cannot be removed, or the map `interfaces` cannot be written.
     pub fn detach_interface(&mut self, interface: &str) -> Result<()> {
         let Some(pins) = &self.pins else { return Ok(()) };
         for mode in [AttachedMode::Native, AttachedMode::Generic] {
             remove_if_there(&link_pin(pins, interface, mode))?;
         }
-        Ok(())
+        self.forget(interface)
     }
 
     /// Interfaces for which an earlier controller has pinned a link.
@@ -142,7 +143,7 @@ impl Dataplane {
             let name = entry?.file_name();
             let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("link_")) else { continue };
             if let Some((_, interface)) = rest.split_once('_') {
-                interfaces.push(interface.to_owned());
+                interfaces.push(interface.replace("%2E", ".").replace("%25", "%"));
             }
         }
         Ok(interfaces)
@@ -161,8 +162,15 @@ pub fn detach(pins: &Path) -> Result<bool> {
     }
     let entries = fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    let is_link =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"link_"));
+    let name_of =
+        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let is_link = |path: &PathBuf| name_of(path).starts_with("link_");
+    let ours = pinned_maps()?;
+    // The directory may be another program's, if the name of the instance is a wrong guess.
+    paths.retain(|path| is_link(path) || ours.contains(&name_of(path)));
+    if paths.is_empty() {
+        return Ok(false);
+    }
     paths.sort_by_key(|path| !is_link(path));
     for path in paths {
         remove_if_there(&path)?;
@@ -172,6 +180,8 @@ pub fn detach(pins: &Path) -> Result<bool> {
 }
 
 fn link_pin(pins: &Path, interface: &str, mode: AttachedMode) -> PathBuf {
+    // The bpffs takes no dots in names, and interfaces of VLANs have them.
+    let interface = interface.replace('%', "%25").replace('.', "%2E");
     pins.join(format!("link_{}_{interface}", mode.word()))
 }
 

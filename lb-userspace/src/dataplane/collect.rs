@@ -23,6 +23,9 @@ const CLOSING: Duration = Duration::from_secs(10);
 /// Half a flow whose other half is missing ends after this time: it may be in the making.
 const ORPHAN: Duration = Duration::from_secs(5);
 
+/// How much older than the last packet `last_seen` may be: no flow ends before its time, and none this much later.
+pub const GRAIN: Duration = Duration::from_millis(1000 / lb_common::SEEN_PER_SECOND as u64);
+
 /// How long flows may idle.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
@@ -224,10 +227,12 @@ fn is_over<A: Address>(
     now: Tick,
     limits: &Limits,
 ) -> bool {
-    let idle = now.since(to_backend.last_seen).min(now.since(to_client.last_seen));
+    // A packet may have passed just after `last_seen` was written: no flow ends before its time.
+    let at_least = |half: &Flow<A>| now.since(half.last_seen).saturating_sub(GRAIN);
+    let idle = at_least(to_backend).min(at_least(to_client));
     match () {
         () if limits.cut.contains(&to_backend.backend) => true,
-        () if is_half_open(key.protocol, to_backend.seen) => now.since(to_backend.last_seen) >= HALF_OPEN,
+        () if is_half_open(key.protocol, to_backend.seen) => at_least(to_backend) >= HALF_OPEN,
         () if is_closing(to_backend.seen, to_client.seen) => idle >= CLOSING,
         () => idle >= idle_timeout(key, to_backend, limits),
     }
@@ -256,7 +261,8 @@ mod tests {
 
     /// A half that was made long ago and saw its last packet some seconds ago.
     fn half(direction: u8, seen: u8, idle_s: u32) -> Flow<Addr4> {
-        let last_seen = NOW - idle_s * RATE;
+        // The packet came right after `last_seen` was written.
+        let last_seen = NOW - idle_s * RATE - idle_s.min(1) * RATE.div_ceil(lb_common::SEEN_PER_SECOND);
         Flow { direction, seen, last_seen, created: last_seen - 1000 * RATE, ..Flow::default() }
     }
 

@@ -9,6 +9,7 @@ use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use lb_common::{LAYOUT_VERSION, Settings};
+use tracing::warn;
 
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
@@ -73,7 +74,7 @@ impl Dataplane {
     /// If the kernel refuses the program, or pinned maps have another layout than this program's.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         let origin = match &options.pins {
-            Some(pins) => inspect(pins)?,
+            Some(pins) => inspect(pins, options.max_connections)?,
             None => Origin::Fresh,
         };
         let mut ebpf = load_object(options)?;
@@ -170,7 +171,7 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf> {
 }
 
 /// Names of the maps that are pinned: those in lower case, which are ours, but for scratch memory.
-fn pinned_maps() -> Result<Vec<String>> {
+pub(super) fn pinned_maps() -> Result<Vec<String>> {
     let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
     let is_pinned = |name: &&String| {
         name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
@@ -183,7 +184,7 @@ fn pinned_maps() -> Result<Vec<String>> {
 ///
 /// aya opens a pinned map of any shape without a word, and would let the kernel write past the end of our
 /// structs; so each shape is compared here first.
-fn inspect(pins: &Path) -> Result<Origin> {
+fn inspect(pins: &Path, max_connections: u32) -> Result<Origin> {
     let settings = pins.join("settings");
     if !settings.exists() {
         return Ok(Origin::Fresh);
@@ -204,7 +205,15 @@ fn inspect(pins: &Path) -> Result<Origin> {
         if expected != found {
             bail!("{remedy} (map `{name}`: expected key and value of {expected:?} bytes, found {found:?})");
         }
-        if !CONNECTION_MAPS.contains(&name.as_str()) && declared.max_entries() != pinned.max_entries() {
+        let room = pinned.max_entries() / 2;
+        if CONNECTION_MAPS.contains(&name.as_str()) {
+            if room != max_connections {
+                warn!(
+                    "the adopted map `{name}` has room for {room} flows; max_connections = {max_connections} takes \
+                     effect after `lb detach`"
+                );
+            }
+        } else if declared.max_entries() != pinned.max_entries() {
             bail!(
                 "{remedy} (map `{name}`: expected {} entries, found {})",
                 declared.max_entries(),

@@ -7,7 +7,8 @@ use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, Listener, ListenerKey, MaglevTable, Settings, Traffic,
+    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, MaglevTable, Settings,
+    Traffic,
 };
 
 use super::sys;
@@ -16,6 +17,7 @@ use super::sys;
 pub struct Maps {
     listeners: HashMap<MapData, ListenerKey, Listener>,
     vips: HashMap<MapData, Addr6, Vip>,
+    interfaces: HashMap<MapData, u32, InterfaceMac>,
     strays: HashMap<MapData, ListenerKey, u64>,
     backends: Array<MapData, Backend>,
     backend_sets: Array<MapData, SetName>,
@@ -51,6 +53,7 @@ impl Maps {
             maglev_fd,
             listeners: take!(ebpf, "listeners"),
             vips: take!(ebpf, "vips"),
+            interfaces: take!(ebpf, "interfaces"),
             strays: take!(ebpf, "strays"),
             backends: take!(ebpf, "backends"),
             backend_sets: take!(ebpf, "backend_sets"),
@@ -116,6 +119,35 @@ impl Maps {
     /// If it is not there.
     pub fn remove_vip(&mut self, address: &Addr6) -> Result<()> {
         self.vips.remove(address).context("cannot remove a VIP from the map `vips`")
+    }
+
+    /// All attached interfaces in the map: index and MAC.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<(u32, [u8; 6])>> {
+        let all = self.interfaces.iter().map(|entry| entry.map(|(ifindex, own)| (ifindex, own.mac)));
+        all.collect::<Result<_, _>>().context("cannot read the map `interfaces`")
+    }
+
+    /// Writes the MAC of an interface: frames to any other are left to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full.
+    pub fn set_interface(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        let own = InterfaceMac { mac, _pad: [0; 2] };
+        self.interfaces.insert(ifindex, own, 0).context("cannot write the map `interfaces`")
+    }
+
+    /// Removes an interface.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
+        self.interfaces.remove(&ifindex).context("cannot remove an interface from the map `interfaces`")
     }
 
     /// What came to VIPs but to no listener: destination and packets.

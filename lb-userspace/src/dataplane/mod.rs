@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `load` | loads the object, creates or adopts the pinned maps |
 //! | `attach` | attaches to interfaces, replaces the program in place, detaches |
+//! | `interfaces` | tells the program the MACs of the interfaces it is attached to |
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
@@ -13,6 +14,7 @@
 pub mod attach;
 pub mod clock;
 pub mod collect;
+mod interfaces;
 pub mod load;
 pub mod maglev;
 pub mod maps;

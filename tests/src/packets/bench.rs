@@ -12,7 +12,7 @@ use lb_userspace::dataplane::collect::IdleTimeouts;
 use lb_userspace::dataplane::{Census, Limits};
 
 use super::plane::Plane;
-use super::{Counts, Half, States};
+use super::{Counts, Half, Network, States};
 
 /// What the program decided (`enum xdp_action`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +93,16 @@ impl Bench {
     pub fn update(&mut self, config: Config, states: States) -> Result<()> {
         (self.config, self.states) = (config, states);
         self.apply()
+    }
+
+    /// Tells the program the MACs of the balancer's interfaces, as the controller does when it attaches.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn introduce(&mut self, network: &Network) -> Result<()> {
+        let maps = &mut self.plane.dataplane.maps;
+        network.interfaces.values().try_for_each(|own| maps.set_interface(own.index, own.mac.0))
     }
 
     /// Forgets what the controller knew and reads it from the maps again, as after `kill -9`.

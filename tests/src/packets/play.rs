@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_common::Reason;
 use lb_userspace::config::{Config, Listener, Protocol};
 use lb_userspace::control::{Health, Way};
+use lb_userspace::dataplane::collect::GRAIN;
 use toml::Table;
 
 use super::case::{Case, CaseFile, Out, Packet, Pass, Step};
@@ -72,7 +73,8 @@ impl<'a> Player<'a> {
         if case.steps.iter().any(|step| sends_elsewhere(step.get_ref())) {
             interfaces::enter(network)?;
         }
-        let bench = Bench::new(config, network.states(family)?)?;
+        let mut bench = Bench::new(config, network.states(family)?)?;
+        bench.introduce(network)?;
         Ok(Self { network, family, table, bench, symbols: Symbols::default(), owners: BTreeMap::new() })
     }
 
@@ -128,7 +130,8 @@ impl<'a> Player<'a> {
             self.bench.restart()?;
         }
         if let Some(seconds) = step.wait_s {
-            self.bench.age(Duration::from_secs(seconds))?;
+            // Flows are given that much longer, since the time of their last packet is coarse.
+            self.bench.age(Duration::from_secs(seconds) + GRAIN)?;
             self.bench.sweep()?;
             self.forget_ended_flows()?;
         }

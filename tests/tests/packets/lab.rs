@@ -61,7 +61,8 @@ impl Lab {
     pub(crate) fn new(config: &str, changes: &str, family: Family) -> Result<Self> {
         let network = Network::read(&super::cases())?;
         let config = settings::parse(&merged(config, changes)?, &network, family)?;
-        let bench = Bench::new(config, network.states(family)?)?;
+        let mut bench = Bench::new(config, network.states(family)?)?;
+        bench.introduce(&network)?;
         Ok(Self { bench, network, family })
     }
 
