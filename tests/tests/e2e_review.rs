@@ -65,6 +65,20 @@ fn a_frame_to_the_mac_of_another_host_is_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// The program tells its frames by the MAC of the interface, which an administrator may change.
+#[test]
+fn a_mac_that_changes_is_followed() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let _lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, FAMILY).to_string(), 3)?;
+    lab.balancer.run("ip link set eth0 address 02:00:00:00:00:77")?.success()?;
+    let towards =
+        format!("ip neigh replace {} lladdr 02:00:00:00:00:77 dev eth0 nud permanent", FAMILY.vip());
+    lab.client.run(&towards)?.success()?;
+    wait::until("an answer from the new MAC", PATIENCE, || {
+        Ok(traffic::try_curl(&lab.client, FAMILY.vip_port(80), "/")?.status.success().then_some(()))
+    })
+}
+
 /// `last_seen` is coarse, but no flow may end before its time.
 #[test]
 fn no_flow_idles_out_early() -> Result<()> {

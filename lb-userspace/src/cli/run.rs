@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
 use super::{BAD_CONFIG, ConfigFile, OK, Target, detach};
@@ -9,6 +10,17 @@ use crate::config::{self, OnExit};
 use crate::control::controller::{Controller, Signals, Stopped};
 use crate::instance;
 use crate::logging::{self, Format};
+
+/// Every check that is under way holds a socket: lets this process open as many as the hard limit allows.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(
+            "cannot raise the limit of open files: {error}; with thousands of backends some checks may not be made"
+        );
+    }
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -40,6 +52,7 @@ impl Run {
         let instance = self.target.instance()?;
         let lock = instance.lock()?;
         instance::ensure_bpffs()?;
+        allow_many_files();
         let signals = Signals::take_over()?;
         let controller =
             Controller::start(instance.clone(), self.file.config.clone(), loaded.config, self.packet_log)

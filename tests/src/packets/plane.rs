@@ -94,10 +94,11 @@ impl Loaded {
         Ok(Self { dataplane, collector, max_connections })
     }
 
-    /// Makes every flow older.
+    /// Makes every flow older: by at least this time, ticks being coarse.
     pub(super) fn age(&mut self, time: Duration) -> Result<()> {
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
-        let ticks = u32::try_from(time.as_millis() * u128::from(rate) / 1000).context("too long a time")?;
+        let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
+        let ticks = u32::try_from(ticks).context("too long a time")?;
         age::<Addr4>(self.map("connections_v4")?, ticks)?;
         age::<Addr6>(self.map("connections_v6")?, ticks)
     }
