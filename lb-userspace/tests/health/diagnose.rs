@@ -245,6 +245,11 @@ fn t21_checks_pass_but_syns_go_unanswered() {
     assert_eq!(hints(&findings(&http(target()), &[good()], refused, &busy)), [Hint::TrafficRefused]);
     let few = Passive { new_flows: 1000, unanswered: 30, refused: 30 };
     assert_eq!(findings(&http(target()), &[good()], few, &busy), [], "now and then a SYN is lost");
+
+    let four_each = Passive { new_flows: 4, unanswered: 4, refused: 0 };
+    let found = findings(&http(target()), &[good(), good()], four_each, &busy);
+    assert_eq!(hints(&found), [Hint::TrafficUnanswered], "8 of 8 are enough, however they are spread");
+    assert_eq!(findings(&http(target()), &[good()], four_each, &busy), [], "4 may be an accident");
 }
 
 #[test]

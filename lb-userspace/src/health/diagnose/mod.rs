@@ -275,7 +275,8 @@ fn unsteady(view: &SetView<'_>) -> Option<Finding> {
 /// Enough flows to speak of a rule and not of an accident.
 const TELLING_FLOWS: u64 = 5;
 
-/// Backends that pass their checks while at least half of their flows come to nothing.
+/// Backends that pass their checks while at least half of their flows come to nothing. Few flows to each of many
+/// backends tell as much as many to one.
 fn failing_traffic(
     view: &SetView<'_>,
     hint: Hint,
@@ -284,12 +285,15 @@ fn failing_traffic(
 ) -> Option<Finding> {
     let struck = |backend: &&BackendView<'_>| {
         let failed = failed(&backend.passive);
-        backend.level == Level::Ok && failed >= TELLING_FLOWS && failed * 2 >= backend.passive.new_flows
+        backend.level == Level::Ok && failed > 0 && failed * 2 >= backend.passive.new_flows
     };
     let backends: Vec<&BackendView<'_>> = view.counted().filter(struck).collect();
     let first = backends.first()?;
     let flows: u64 = backends.iter().map(|backend| backend.passive.new_flows).sum();
     let failed: u64 = backends.iter().map(|backend| failed(&backend.passive)).sum();
+    if failed < TELLING_FLOWS {
+        return None;
+    }
     Some(Finding {
         backends: names(&backends),
         advice: traffic_advice(view, first, hint),
