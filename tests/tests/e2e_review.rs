@@ -1,4 +1,4 @@
-//! What a review found broken: each of these fails until its fault is mended, and then belongs beside its kin.
+//! What a review found broken, and what has to stay mended.
 
 use std::time::{Duration, Instant};
 

@@ -80,7 +80,6 @@ fn assert_connect_failed(result: &CheckResult, errno: &str, spec: &CheckSpec) {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t1_a_firewall_that_rejects_is_host_unreachable_at_once() {
     for verdict in ["host-prohibited", "admin-prohibited", "host-unreachable"] {
         in_namespace(async move || {
@@ -95,7 +94,6 @@ fn t1_a_firewall_that_rejects_is_host_unreachable_at_once() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t1_over_ipv6_admin_prohibited_is_permission_denied() {
     in_namespace(async || {
         firewall("reject with icmpv6 type admin-prohibited");
@@ -105,7 +103,6 @@ fn t1_over_ipv6_admin_prohibited_is_permission_denied() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t2_nothing_listening_is_connection_refused() {
     in_namespace(async || {
         for spec in every_protocol(at("127.0.0.1:81")) {
@@ -115,7 +112,6 @@ fn t2_nothing_listening_is_connection_refused() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t3_a_dead_host_is_host_unreachable_even_if_the_timeout_strikes_first() {
     in_namespace(async || {
         dead_segment();
@@ -132,7 +128,6 @@ fn t3_a_dead_host_is_host_unreachable_even_if_the_timeout_strikes_first() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t3_with_time_enough_the_kernel_says_so_itself() {
     in_namespace(async || {
         dead_segment();
@@ -144,7 +139,6 @@ fn t3_with_time_enough_the_kernel_says_so_itself() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t4_a_firewall_that_drops_is_timed_out_and_the_source_is_known() {
     in_namespace(async || {
         firewall("drop");
@@ -159,7 +153,6 @@ fn t4_a_firewall_that_drops_is_timed_out_and_the_source_is_known() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t5_no_route_is_network_unreachable() {
     in_namespace(async || {
         for target in ["192.0.2.1:80", "[2001:db8::1]:80"] {
@@ -171,7 +164,6 @@ fn t5_no_route_is_network_unreachable() {
 }
 
 #[test]
-#[ignore = "needs root, ip and nft"]
 fn t17_a_port_that_is_opened_is_ok_from_then_on() {
     in_namespace(async || {
         let server = servers::tcp_at("127.0.0.1:81", servers::say_nothing).await;
