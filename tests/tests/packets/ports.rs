@@ -5,7 +5,7 @@ use lb_tests::packets::{Family, Verdict};
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND, tcp};
-use crate::trial_for_each_family;
+use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trial_for_each_family(
@@ -19,8 +19,9 @@ const RANGE: u16 = 1000;
 
 /// Long-lived flows take most of a range; short ones come and go in what is left.
 fn occupancy(family: Family) -> Result<()> {
+    let rounds = u16::try_from(scaled(20)?.clamp(3, 100))?;
     let mut found = Vec::new();
-    for (long_lived, short, rounds) in [(650, 150, 20), (800, 150, 20)] {
+    for (long_lived, short) in [(650, 150), (800, 150)] {
         found.push(churn(family, long_lived, short, rounds)?);
     }
     ensure!(
