@@ -1,7 +1,8 @@
 //! What checks say of faults of the network, when they are made and from where, through the real `lb`.
 //!
 //! Where each acceptance statement on health is tested. `health::` are the tests of lb-userspace/tests/health,
-//! `src::` those beside the code in lb-userspace/src, the others are the end-to-end tests.
+//! `src::` those beside the code in lb-userspace/src, the others are the end-to-end tests. (`health::faults` runs with
+//! `--ignored` only.)
 //!
 //! | statement | tests |
 //! | --- | --- |
@@ -12,8 +13,8 @@
 //! | H6 HTTP | `e2e_servers`, `health::http` |
 //! | H7 HTTPS | `e2e_servers`, `health::https` |
 //! | H8 UDP | `e2e_diagnose`, `health::udp` |
-//! | H9, H10, H11 DNS | `e2e_servers`, `health::dns`; what is rejected: `src::config` |
-//! | H12 base64 | `src::config` |
+//! | H9, H10, H11 DNS | `e2e_servers`, `health::dns`, `src::config` |
+//! | H12 base64 | `e2e_servers`, `src::config` |
 //! | H13, H14 TCP hides what HTTP shows | `e2e_servers`, `health::http` |
 //! | H15 another check on reload | `e2e_checks`, `health::rotation`, `src::health::backend` |
 //! | L1-L6 levels | `src::health::level`; L1, L2 also `e2e_checks` |

@@ -216,3 +216,38 @@ fn h9_h10_h11_dnsmasq_over_udp_and_tcp_over_ipv4_and_ipv6() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn h11_h12_checks_that_cannot_be_made_are_refused_by_their_keys() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let backend = SocketAddr::new(lab.backends[0].address(Family::V4), 53);
+    let dns = |keys: &str| format!("protocol = \"dns\"\n[dns]\n{keys}");
+    let named = |keys: &str| dns(&format!("name = \"example.org\"\n{keys}"));
+    // base64 of so many zero bytes, without its padding
+    let sends = |bytes: usize| {
+        format!("protocol = \"udp\"\nrequest_data = \"{}\"", "A".repeat((bytes * 8).div_ceil(6)))
+    };
+    let accepted = [named(""), sends(1024), sends(1) + "\nresponse_data = \"QQ==\""];
+    let refused = [
+        ("dns.name", dns("")),
+        ("dns.class", named("class = \"HS\"")),
+        ("dns.type", named("type = \"MX\"")),
+        ("dns.rcodes", named("rcodes = [\"FORMERR\"]")),
+        ("dns.rcodes", named("rcodes = []")),
+        ("request_data", sends(1025)),
+    ];
+    let check = |keys: &str| {
+        let set = Checked::new("set", [backend], keys);
+        lab.balancer.write("/run/check.toml", &document(&lab, &[set]))?;
+        Lb::command(&lab.balancer, "check --config /run/check.toml")
+    };
+    for keys in &accepted {
+        check(keys)?.success()?;
+    }
+    let bad_config = 2;
+    for (key, keys) in &refused {
+        let report = check(keys)?.exit_code(bad_config)?.stderr;
+        assert!(report.contains(&format!("health_check.{key}")), "{key} is not named: {report}");
+    }
+    Ok(())
+}
