@@ -26,7 +26,7 @@ fn packets(arguments: &[String]) -> Result<()> {
     build::lb(false)?;
     let mut bench = Command::new(target_dir().join("debug/bench"));
     let report = target_dir().join("bench/report.json");
-    command::run(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
+    command::hand_over(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
 }
 
 /// Runs the example `health_load` of lb-userspace, optimised: many health checks against servers on loopback.
@@ -34,5 +34,5 @@ fn checks(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build])?;
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
-    command::run(cargo.args(arguments))
+    command::hand_over(cargo.args(arguments))
 }

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fmt::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,14 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
     ensure!(status.success(), "`{line}` failed: {status}");
     Ok(())
+}
+
+/// Prints the command, then becomes it: it closes the output, and its exit status is ours. Returns only if it
+/// cannot be started.
+pub fn hand_over(command: &mut Command) -> Result<()> {
+    let line = shell_line(command);
+    eprintln!("$ {line}");
+    Err(command.exec()).with_context(|| format!("cannot run `{line}`"))
 }
 
 /// What the command prints on stdout, without the white space around it; `None` when it cannot be started or

@@ -12,5 +12,5 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build, Group::Test])?;
     let lb = build::lb(false)?;
     let mut demo = std::process::Command::new(target_dir().join("debug/demo"));
-    command::run(demo.args(arguments).env("LB_BIN", lb))
+    command::hand_over(demo.args(arguments).env("LB_BIN", lb))
 }

@@ -12,7 +12,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::require_root("kernels", "loads the program into the running kernel too")?;
     setup::ensure(&[Group::Build, Group::Kernels])?;
     let lb = build::lb(false)?;
-    command::run(
+    command::hand_over(
         cargo()
             .args(["test", "--workspace", "--test", "kernels", "--", "--nocapture"])
             .args(arguments)

@@ -7,6 +7,8 @@ mod kernels;
 mod setup;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
@@ -45,8 +47,18 @@ struct PassOn {
     arguments: Vec<String>,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build(options) => build::run(&options),
         Verb::Demo(PassOn { arguments }) => demo::run(&arguments),

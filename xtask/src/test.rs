@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if !names_packages(arguments) {
         cargo.arg("--workspace");
     }
-    command::run(cargo.args(arguments))
+    command::hand_over(cargo.args(arguments))
 }
 
 /// Whether the arguments for cargo, before those for the tests, choose packages.
