@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, ProgramArray};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
@@ -18,11 +18,26 @@ use super::maps::Maps;
 /// The eBPF object that `cargo xtask build` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
+/// Programs that the attached one calls, by their index in the map `journeys`.
+const JOURNEYS: [&str; 10] = [
+    "journey_v4",
+    "journey_v6",
+    "icmp_v4",
+    "icmp_v6",
+    "reset_v4",
+    "reset_v6",
+    "error_v4",
+    "error_v6",
+    "begin_v4",
+    "begin_v6",
+];
+
 /// Maps whose number of entries the configuration decides.
 const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
 
 /// Maps that only the program uses and that hold nothing between packets.
-const SCRATCH_MAPS: [&str; 3] = ["opening_v4", "opening_v6", "event_rates"];
+const SCRATCH_MAPS: [&str; 6] =
+    ["opening_v4", "opening_v6", "event_rates", "answer", "scratch_v4", "scratch_v6"];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +70,8 @@ pub struct Dataplane {
     /// Whether state was taken over.
     pub origin: Origin,
     collector: Option<Collector>,
+    /// Empties itself when its last user is gone; its pin is one.
+    _journeys: ProgramArray<MapData>,
 }
 
 /// A verdict of the loaded program.
@@ -79,11 +96,13 @@ impl Dataplane {
         };
         let mut ebpf = load_object(options)?;
         let maps = Maps::take(&mut ebpf)?;
+        let journeys = load_journeys(&mut ebpf)?;
         load_program(&mut ebpf, "lb")?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
         let collector = Some(Collector::new(v4?, v6?, clock));
-        let mut dataplane = Self { ebpf, pins: options.pins.clone(), maps, origin, collector };
+        let mut dataplane =
+            Self { ebpf, pins: options.pins.clone(), maps, origin, collector, _journeys: journeys };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,
@@ -231,6 +250,18 @@ fn inspect(pins: &Path, max_connections: u32) -> Result<Origin> {
         0 => Ok(Origin::Fresh),
         version => bail!("{remedy} (expected layout {LAYOUT_VERSION}, found {version})"),
     }
+}
+
+/// Loads the programs that are reached by tail calls and makes them known.
+fn load_journeys(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>> {
+    let journeys = ebpf.take_map("journeys").context("the eBPF object has no map `journeys`")?;
+    let mut journeys = ProgramArray::try_from(journeys).context("`journeys` is not a program array")?;
+    for (index, name) in (0..).zip(JOURNEYS) {
+        let program = load_program(ebpf, name)?;
+        let fd = program.fd().with_context(|| format!("the program `{name}` is not loaded"))?;
+        journeys.set(index, fd, 0).with_context(|| format!("cannot make `{name}` known to the others"))?;
+    }
+    Ok(journeys)
 }
 
 /// Loads one program of the object into the kernel.
