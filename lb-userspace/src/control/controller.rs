@@ -304,7 +304,7 @@ impl Controller {
                 self.dataplane.detach_interface(&interface)?;
             }
         }
-        Ok(())
+        self.dataplane.settle()
     }
 
     /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses
@@ -353,7 +353,7 @@ impl Controller {
     /// What the collector of idle flows must know.
     fn limits(&self, config: &Config) -> Limits {
         let mut limits = Limits::default();
-        for listener in self.desired.listeners.values() {
+        for listener in self.desired.all_listeners() {
             let timeouts = IdleTimeouts {
                 tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
                 udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
@@ -382,7 +382,9 @@ impl Controller {
         }
         let config = self.overrides.applied_to(&self.config);
         self.flows.set_limits(self.limits(&config));
-        self.dataplane.refresh_macs().unwrap_or_else(|error| error!("cannot follow MACs: {error:#}"));
+        self.dataplane
+            .refresh_interfaces()
+            .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
     }
 
     async fn answer(&mut self, question: Question) -> Answer {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `ids` | gives listeners, sets and backends their stable numbers |
 //! | `desired` | configuration + health + ways → what the maps should hold (pure) |
+//! | `sources` | the lists of sources → rules of which the longest decides |
 //! | `apply` | writes the difference between that and what they hold |
 //! | `book` | the health of each backend |
 //! | `overrides` | life-cycle changes made at run time |
@@ -21,6 +22,7 @@ pub mod flows;
 pub mod ids;
 pub mod overrides;
 pub mod report;
+pub mod sources;
 
 pub use apply::Applier;
 pub use desired::{Desired, Health, Surroundings, Way};

@@ -3,8 +3,10 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `load` | loads the object, creates or adopts the pinned maps |
+//! | `sizes` | how large the maps are that the configuration or the host decides on |
+//! | `journeys` | the programs that the entry program goes on to |
 //! | `attach` | attaches to interfaces, replaces the program in place, detaches |
-//! | `interfaces` | tells the program the MACs of the interfaces it is attached to |
+//! | `interfaces` | tells the program the MACs and MTUs of the interfaces it is attached to |
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
@@ -15,9 +17,11 @@ pub mod attach;
 pub mod clock;
 pub mod collect;
 mod interfaces;
+mod journeys;
 pub mod load;
 pub mod maglev;
 pub mod maps;
+mod sizes;
 mod sys;
 
 pub use attach::{AttachedMode, detach};
