@@ -21,6 +21,7 @@ use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
 use super::findings;
 use super::flows::Flows;
+use super::host_ports::HostPorts;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
 use crate::api::{self, Answer, Call, Question};
@@ -101,6 +102,7 @@ pub struct Controller {
     resolver: Resolver,
     ways: watch::Receiver<Ways>,
     flows: Flows,
+    host_ports: HostPorts,
     /// When the drains under way end, by backend id.
     drains: BTreeMap<u32, Instant>,
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
@@ -177,6 +179,7 @@ impl Controller {
             applier,
             resolver,
             flows,
+            host_ports: HostPorts::default(),
             calls,
         };
         if let Err(error) = controller.take_up(ask).await {
@@ -195,8 +198,10 @@ impl Controller {
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
+        self.look_at_host_ports();
         self.attach()?;
         self.assign_vips()?;
+        self.judge_host_ports();
         api::serve(&self.instance.socket(), ask)?;
         Ok(())
     }
@@ -385,6 +390,9 @@ impl Controller {
         self.dataplane
             .refresh_interfaces()
             .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
+        if self.host_ports.is_due() {
+            self.look_at_host_ports();
+        }
     }
 
     async fn answer(&mut self, question: Question) -> Answer {
@@ -446,6 +454,7 @@ impl Controller {
             book: &self.book,
             ways: &self.ways.borrow(),
             census: &self.flows.census(),
+            host_ports: &self.host_ports,
             maps: &self.dataplane.maps,
         })
     }
@@ -529,7 +538,23 @@ impl Controller {
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
-        self.assign_vips()
+        self.look_at_host_ports();
+        self.assign_vips()?;
+        self.judge_host_ports();
+        Ok(())
+    }
+
+    /// Keeps SNAT away from ports that the host itself uses.
+    fn look_at_host_ports(&mut self) {
+        let addresses = self.desired.vips.keys().copied().collect();
+        let refreshed =
+            tokio::task::block_in_place(|| self.host_ports.refresh(&mut self.dataplane.maps, &addresses));
+        refreshed.unwrap_or_else(|error| error!("cannot keep away from the host's ports: {error:#}"));
+    }
+
+    fn judge_host_ports(&mut self) {
+        let judged = self.host_ports.judge(&self.config, &self.instance.run_dir());
+        judged.unwrap_or_else(|error| error!("cannot judge the ports for SNAT: {error:#}"));
     }
 }
 

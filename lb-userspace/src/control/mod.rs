@@ -9,6 +9,8 @@
 //! | `book` | the health of each backend |
 //! | `overrides` | life-cycle changes made at run time |
 //! | `flows` | the thread that walks over the flows |
+//! | `host_ports` | the ports that the host itself uses |
+//! | `snat` | how full the ranges of SNAT ports are |
 //! | `report` | all of it → the status document |
 //! | `findings` | all of it → the diagnosis |
 //! | `controller` | the loop itself |
@@ -19,9 +21,11 @@ pub mod controller;
 pub mod desired;
 pub mod findings;
 pub mod flows;
+pub mod host_ports;
 pub mod ids;
 pub mod overrides;
 pub mod report;
+mod snat;
 pub mod sources;
 
 pub use apply::Applier;

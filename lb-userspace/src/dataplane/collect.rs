@@ -2,6 +2,7 @@
 //! flow; this walk does, in batches, while packets go on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -60,12 +61,25 @@ pub struct Census {
     pub by_listener: BTreeMap<u32, u64>,
     /// By backend id.
     pub by_backend: BTreeMap<u32, u64>,
-    /// SNAT ports in use, by SNAT address and backend id.
-    pub snat_ports: BTreeMap<(std::net::IpAddr, u32), u64>,
+    /// SNAT ports in use.
+    pub snat_ports: BTreeMap<SnatUse, u64>,
     /// Flows that this walk ended.
     pub ended: u64,
     /// Of those, the TCP flows whose SYN the backend never answered, by backend id.
     pub unanswered: BTreeMap<u32, u64>,
+}
+
+/// What SNAT ports are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnatUse {
+    /// Id of the backend that the flows go to.
+    pub backend: u32,
+    /// The port of the backend.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The SNAT address.
+    pub address: IpAddr,
 }
 
 /// Holds the connection maps of a data plane.
@@ -109,7 +123,7 @@ struct Walk<'a, A> {
 
 impl<'a, A> Walk<'a, A>
 where
-    A: Address + Into<std::net::IpAddr>,
+    A: Address + Into<IpAddr>,
     FlowKey<A>: Pod + PartialEq,
     Flow<A>: Pod,
 {
@@ -142,11 +156,17 @@ where
 }
 
 impl Census {
-    fn count<A: Address + Into<std::net::IpAddr>>(&mut self, key: &FlowKey<A>, half: &Flow<A>) {
+    fn count<A: Address + Into<IpAddr>>(&mut self, key: &FlowKey<A>, half: &Flow<A>) {
         *self.by_listener.entry(half.listener).or_default() += 1;
         *self.by_backend.entry(half.backend).or_default() += 1;
         if half.source != key.source {
-            *self.snat_ports.entry((half.source.into(), half.backend)).or_default() += 1;
+            let used = SnatUse {
+                backend: half.backend,
+                destination_port: half.destination_port,
+                protocol: key.protocol,
+                address: half.source.into(),
+            };
+            *self.snat_ports.entry(used).or_default() += 1;
         }
     }
 }

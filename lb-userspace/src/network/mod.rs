@@ -6,6 +6,7 @@
 mod error;
 mod netlink;
 pub mod next_hop;
+pub mod sockets;
 pub mod vip;
 
 use std::net::IpAddr;
