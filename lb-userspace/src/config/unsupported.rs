@@ -22,7 +22,6 @@ const fn not_yet(pattern: &'static str, refuses: fn(&DeValue<'_>) -> bool, inste
 const NOT_YET: &[NotYet] = &[
     not_yet("api.listen", is_filled, "\"\""),
     not_yet("api.token_file", is_filled, "\"\""),
-    not_yet("listener[].tcp_reset_on_idle", |value| is_flag(value, true), "false"),
     not_yet("backend_set.*.preempt", |value| is_flag(value, false), "true"),
 ];
 

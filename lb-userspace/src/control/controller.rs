@@ -365,6 +365,9 @@ impl Controller {
             };
             limits.listeners.insert(listener.id, timeouts);
         }
+        for listener in config.listeners.iter().filter(|listener| listener.tcp_reset_on_idle) {
+            limits.reset_on_idle.extend(self.desired.names.listeners.get(&listener.name));
+        }
         for (set_name, set) in &config.backend_sets {
             for backend in set.backends.iter().filter(|backend| backend.offline) {
                 limits.cut.extend(self.desired.names.backends.get(&(set_name.clone(), backend.name.clone())));

@@ -46,6 +46,11 @@ impl Tick {
         Self { now, rate }
     }
 
+    /// The tick itself.
+    pub const fn ticks(self) -> u32 {
+        self.now
+    }
+
     /// Time since an earlier tick, to the millisecond. A tick that seems to lie ahead, stamped after this moment
     /// was taken, is zero old.
     pub fn since(self, earlier: u32) -> Duration {

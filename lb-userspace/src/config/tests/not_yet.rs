@@ -11,7 +11,6 @@ fn errors(text: &str) -> Vec<Diagnostic> {
 #[test]
 fn each_is_refused_as_such() {
     for (before, line, path) in [
-        ("name = \"web\"", "tcp_reset_on_idle = true", "listener[0].tcp_reset_on_idle"),
         ("\n[[backend_set", "preempt = false", "backend_set.web.preempt"),
         ("[lb]", "[api]\nlisten = \"127.0.0.1:9180\"", "api.listen"),
         ("[lb]", "[api]\ntoken_file = \"/t\"", "api.token_file"),
@@ -31,7 +30,7 @@ fn defaults_and_their_neighbours_are_supported() {
         ("interfaces", "icmp_echo = false\nxdp_mode = \"native\"\non_exit = \"detach\"\nassign_vips = false"),
         (
             "name = \"web\"",
-            "tcp_reset_on_idle = false\non_untracked_tcp = \"reset\"\nallow_sources = [\"10.0.0.0/8\"]\ndeny_sources = [\"10.1.0.0/16\"]\nmax_new_flows_per_s = 1",
+            "tcp_reset_on_idle = true\non_untracked_tcp = \"reset\"\nallow_sources = [\"10.0.0.0/8\"]\ndeny_sources = [\"10.1.0.0/16\"]\nmax_new_flows_per_s = 1",
         ),
         (
             "\n[[backend_set",
@@ -46,7 +45,7 @@ fn defaults_and_their_neighbours_are_supported() {
 
 #[test]
 fn a_malformed_value_is_malformed_only() {
-    let text = edited(&[("name = \"web\"", "tcp_reset_on_idle = 1\nname = \"web\"")]);
+    let text = edited(&[("\n[[backend_set", "preempt = 1\n\n[[backend_set")]);
     let errors = errors(&text);
     assert_eq!(errors.len(), 1, "{errors:#?}");
     assert!(!errors[0].message.contains("not supported"), "{}", errors[0]);
