@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::apply::Applier;
 use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
+use super::events::Events;
 use super::findings;
 use super::flows::Flows;
 use super::host_ports::HostPorts;
@@ -103,6 +104,7 @@ pub struct Controller {
     ways: watch::Receiver<Ways>,
     flows: Flows,
     host_ports: HostPorts,
+    events: Events,
     /// When the drains under way end, by backend id.
     drains: BTreeMap<u32, Instant>,
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
@@ -155,6 +157,8 @@ impl Controller {
         }
         let applier = Applier::read(&dataplane.maps)?;
         let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
+        let events = Events::follow(dataplane.take_events().context("the data plane was taken apart")?);
+        hold_fragments(&mut dataplane)?;
         let resolver =
             Resolver::new(config.lb.interfaces.clone()).context("cannot follow routes and neighbours")?;
         let (found, results) = mpsc::unbounded_channel();
@@ -180,6 +184,7 @@ impl Controller {
             resolver,
             flows,
             host_ports: HostPorts::default(),
+            events,
             calls,
         };
         if let Err(error) = controller.take_up(ask).await {
@@ -275,6 +280,8 @@ impl Controller {
         let desired = Desired::compute(&config, &mut self.applier.ids, &known)?;
         // Installing a table waits for packets that still read the old one: other tasks must go on meanwhile.
         tokio::task::block_in_place(|| self.applier.apply(&mut self.dataplane.maps, &desired))?;
+        let names = desired.names.listeners.iter();
+        self.events.name_listeners(names.map(|(name, &id)| (id, name.clone())).collect());
         self.desired = desired;
         self.note_drains(&config);
         self.flows.set_limits(self.limits(&config));
@@ -413,6 +420,7 @@ impl Controller {
                 Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
             }
             Question::History { set, backend } => self.book.history(set.as_deref(), backend.as_deref()),
+            Question::Events => Answer::Document(self.events.document()),
             Question::Reload => match self.reload().await {
                 Ok(()) => Answer::Document(json!({ "reloaded": true })),
                 Err(Refusal::Config(report)) => {
@@ -604,6 +612,17 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
     }
+}
+
+/// Holds fragments that come before the first of their datagram.
+fn hold_fragments(dataplane: &mut Dataplane) -> Result<()> {
+    let holder = dataplane.take_fragments().context("the data plane was taken apart")?;
+    tokio::spawn(async move {
+        if let Err(error) = holder.run().await {
+            error!("fragments that come before the first of their datagram are lost: {error:#}");
+        }
+    });
+    Ok(())
 }
 
 /// Carries what the XDP program logs into our log.

@@ -11,6 +11,7 @@
 //! | `flows` | the thread that walks over the flows |
 //! | `host_ports` | the ports that the host itself uses |
 //! | `snat` | how full the ranges of SNAT ports are |
+//! | `events` | the last events that the program has sampled |
 //! | `report` | all of it → the status document |
 //! | `findings` | all of it → the diagnosis |
 //! | `controller` | the loop itself |
@@ -19,6 +20,7 @@ pub mod apply;
 pub mod book;
 pub mod controller;
 pub mod desired;
+pub mod events;
 pub mod findings;
 pub mod flows;
 pub mod host_ports;

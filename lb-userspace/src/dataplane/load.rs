@@ -8,13 +8,15 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use lb_common::{LAYOUT_VERSION, Settings};
+use lb_common::{Event, LAYOUT_VERSION, Settings};
 use tracing::warn;
 
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
+use super::fragments::FragmentHolder;
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
+use super::records::Ring;
 use super::sizes::{CONNECTION_MAPS, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
@@ -55,6 +57,21 @@ pub struct Dataplane {
     pub origin: Origin,
     pub(super) journeys: Option<Journeys>,
     collector: Option<Collector>,
+    fragments: Option<FragmentHolder>,
+    events: Option<EventSource>,
+}
+
+/// Where the program's events come from.
+pub struct EventSource {
+    ring: Ring<Event>,
+    clock: Clock,
+}
+
+impl EventSource {
+    /// The ring they come by, and the clock they are stamped with.
+    pub fn into_parts(self) -> (Ring<Event>, Clock) {
+        (self.ring, self.clock)
+    }
 }
 
 /// A verdict of the loaded program.
@@ -80,12 +97,15 @@ impl Dataplane {
         };
         let mut ebpf = load_object(options, sizes)?;
         let maps = Maps::take(&mut ebpf)?;
-        load_program(&mut ebpf, "lb")?;
+        let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
         let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
+        let fragments = Some(FragmentHolder::take(&mut ebpf, entry)?);
+        let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
         let collector = Some(Collector::new(v4?, v6?, clock));
-        let mut dataplane = Self { ebpf, pins: options.pins.clone(), maps, origin, journeys, collector };
+        let pins = options.pins.clone();
+        let mut dataplane = Self { ebpf, pins, maps, origin, journeys, collector, fragments, events };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,
@@ -109,6 +129,16 @@ impl Dataplane {
     /// Hands out what walks over the flows, once.
     pub const fn take_collector(&mut self) -> Option<Collector> {
         self.collector.take()
+    }
+
+    /// Hands out what holds early fragments, once.
+    pub const fn take_fragments(&mut self) -> Option<FragmentHolder> {
+        self.fragments.take()
+    }
+
+    /// Hands out where events come from, once.
+    pub const fn take_events(&mut self) -> Option<EventSource> {
+        self.events.take()
     }
 
     /// The object, for whoever reads the program's log.
@@ -140,7 +170,7 @@ impl Dataplane {
 
 /// `struct xdp_md` of the kernel's ABI: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
 /// egress_ifindex.
-fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
+pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
     let fields = [0, length as u32, 0, ingress, 0, 0];
     let mut context = [0; 24];
     for (bytes, field) in context.chunks_exact_mut(4).zip(fields) {

@@ -10,21 +10,25 @@
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
+//! | `records` | takes what the program hands over by ring buffers |
+//! | `fragments` | holds fragments that came before the first of their datagram |
 //! | `clock` | the kernel's ticks |
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 
 pub mod attach;
 pub mod clock;
 pub mod collect;
+pub mod fragments;
 mod interfaces;
 mod journeys;
 pub mod load;
 pub mod maglev;
 pub mod maps;
+pub mod records;
 mod sizes;
 mod sys;
 
 pub use attach::{AttachedMode, detach};
 pub use collect::{Census, Collector, Limits};
-pub use load::{Dataplane, LoadOptions, Origin};
+pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::Maps;
