@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Host, Output};
@@ -18,6 +19,11 @@ pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Payload of one datagram of [`echo_udp`], in bytes: with the server's own words it fits an IPv6 packet of 1500.
 const DATAGRAM_LEN: usize = 1024;
+
+/// Port of the server of [`streams`].
+pub const STREAMS_PORT: u16 = 5201;
+/// Connections of [`streams`].
+const STREAMS: usize = 8;
 
 /// How often each server has answered, by its name.
 pub type Tally = BTreeMap<String, usize>;
@@ -154,6 +160,26 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Sends as much as eight parallel connections carry in two seconds, to `address`, behind which is `server`; each must
+/// carry something.
+pub fn streams(server: &Host, client: &Host, address: IpAddr) -> Result<()> {
+    let listening = server.spawn(&format!("iperf3 --server --port {STREAMS_PORT} --one-off --forceflush"))?;
+    listening.wait_for_line("Server listening", PATIENCE)?;
+    let report = client
+        .run(&format!(
+            "iperf3 --client {address} --port {STREAMS_PORT} --parallel {STREAMS} --time 2 --json"
+        ))?
+        .success()?
+        .stdout;
+    let report: Value = serde_json::from_str(&report)?;
+    let streams = report["end"]["streams"].as_array().context("iperf3 reports no streams")?;
+    ensure!(streams.len() == STREAMS, "expected {STREAMS} streams, found {}", streams.len());
+    for stream in streams {
+        ensure!(stream["receiver"]["bytes"].as_u64() > Some(0), "a stream that carried nothing: {stream}");
+    }
+    Ok(())
 }
 
 /// Sends a SYN from each of `count` sockets and waits for no answer.
