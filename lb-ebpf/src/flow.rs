@@ -156,7 +156,7 @@ pub(crate) fn open<'a, F: Family>(
     packet: &Packet<F::Addr>,
     choice: &Choice<'_>,
 ) -> Result<Known<'a, F::Addr>, Stop> {
-    let Choice { listener, backend_id, backend } = *choice;
+    let Choice { listener, backend_id, .. } = *choice;
     let drop = |reason| Stop::drop(reason, listener.id);
     let opening = F::opening().ok_or(Stop::TO_KERNEL)?;
     opening.half = answering_half(frame, packet, choice).ok_or(Stop::TO_KERNEL)?;
@@ -170,6 +170,11 @@ pub(crate) fn open<'a, F: Family>(
     let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
     if inserted {
         count::new_flow(listener.id, backend_id);
+    }
+    // Another CPU may have chosen from another rotation: the way is that of the flow, not of the choice.
+    let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
+    if !backend.next_hop.is_resolved() {
+        return Err(drop(Reason::NextHopUnresolved));
     }
     Ok((flow, backend.next_hop))
 }
