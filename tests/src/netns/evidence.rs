@@ -13,11 +13,12 @@ use super::lb::list;
 use super::{Host, Lab, Lb};
 
 /// Lines of one host that are shown, at most.
-const LINES: usize = 60;
+const LINES: usize = 80;
 
-/// Neighbours, and every counter of errors and drops that is not zero.
+/// Neighbours, routes, and every counter of errors and drops that is not zero.
 const LOOK: &str = "\
-    ip neighbour show | head -n 30
+    ip neighbour show | head -n 20
+    { ip -4 route show; ip -6 route show; } | head -n 20
     cd /sys/class/net
     grep -v '^0$' */statistics/*_dropped */statistics/*_errors
     for link in *; do

@@ -3,7 +3,7 @@
 //! They speak to the services of [`crate::servers`], and every one gives up after a few seconds.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Host, Output};
+use super::{Host, Output, wait};
 
 /// How long a client waits for the other end.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -89,7 +89,16 @@ fn ask_udp(target: SocketAddr, number: usize) -> Result<String> {
 pub fn ask_udp_from(host: &Host, source_port: u16, target: SocketAddr) -> Result<Answer> {
     host.enter(|| {
         let source = SocketAddr::new(any_port(target).ip(), source_port);
-        exchange(&UdpSocket::bind(source)?, target, b"ask")
+        exchange(&bind_udp(source)?, target, b"ask")
+    })
+}
+
+/// Binds a socket to a port that the test may have closed just now. A process that another thread of the test starts
+/// holds a copy of every open socket from its fork to its exec, which takes a while on a busy machine.
+fn bind_udp(source: SocketAddr) -> Result<UdpSocket> {
+    wait::until(&format!("the UDP port of {source} to be free"), PATIENCE, || match UdpSocket::bind(source) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+        bound => Ok(Some(bound?)),
     })
 }
 
