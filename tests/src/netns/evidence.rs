@@ -24,7 +24,7 @@ const LOOK: &str = "\
     for link in *; do
         ethtool --statistics $link 2>&1 | awk -v link=$link '/drop|error|xdp_tx|redirect/ && $2 > 0 {print link, $0}'
     done
-    nstat --ignore --noupdate | awk '/[Ee]rr|[Dd]rop|Discard|ND|Icmp6.*(Neigh|Unreach)|NoPorts|Retrans/ {print $1, $2}'";
+    nstat --ignore --noupdate | awk '/[Ee]rr|[Dd]rop|Discard|ND|Icmp6.*(Neigh|Unreach)|NoPorts|NoRoutes|AddrErr|Retrans/ {print $1, $2}'";
 
 impl Lab {
     /// Runs the part of a test that sends traffic. If it fails, by error or by panic, this also tells what the balancer
