@@ -259,8 +259,11 @@ pub(crate) fn open<'a, F: Family>(
     }
     // SAFETY: as in `find`.
     let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
-    // Where another CPU was first, its choice holds, and a table may have been swapped between the two.
+    // Where another CPU was first, its choice holds, and it may have chosen from another rotation.
     let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
+    if !backend.next_hop.is_resolved() {
+        return Err(drop(Reason::NextHopUnresolved));
+    }
     Ok(Known { flow, next_hop: backend.next_hop, mtu: backend.mtu })
 }
 

@@ -181,6 +181,15 @@ impl Bench {
         self.plane.age(time)
     }
 
+    /// Makes every flow belong to the backend with this id, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        self.plane.set_backend_of_flows(id)
+    }
+
     /// Everything the connection maps hold.
     ///
     /// # Errors
