@@ -19,7 +19,18 @@ use super::load::load_program;
 pub(super) const JOURNEYS: &str = "journeys";
 
 /// The programs, each at its index.
-const PROGRAMS: [&str; 6] = ["journey_v4", "journey_v6", "icmp_v4", "icmp_v6", "answer_v4", "answer_v6"];
+const PROGRAMS: [&str; 10] = [
+    "journey_v4",
+    "journey_v6",
+    "icmp_v4",
+    "icmp_v6",
+    "reset_v4",
+    "reset_v6",
+    "error_v4",
+    "error_v6",
+    "begin_v4",
+    "begin_v6",
+];
 
 /// The array of a loaded object.
 pub(super) struct Journeys {

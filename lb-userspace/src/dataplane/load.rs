@@ -23,7 +23,8 @@ use super::sizes::{CONNECTION_MAPS, Sizes};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
-const SCRATCH_MAPS: [&str; 4] = ["opening_v4", "opening_v6", "answer", "event_rates"];
+const SCRATCH_MAPS: [&str; 7] =
+    ["opening_v4", "opening_v6", "scratch_v4", "scratch_v6", "answer", "answer_rates", "event_rates"];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]
