@@ -21,8 +21,6 @@ const fn not_yet(pattern: &'static str, refuses: fn(&DeValue<'_>) -> bool, inste
 /// Everything that is not supported yet.
 const NOT_YET: &[NotYet] = &[
     not_yet("lb.icmp_echo", |value| is_flag(value, false), "true"),
-    not_yet("api.listen", is_filled, "\"\""),
-    not_yet("api.token_file", is_filled, "\"\""),
     not_yet("listener[].port", |value| is_integer(value, 0), "a port from 1 to 65535"),
     not_yet("listener[].ports", |_| true, "`port` with a single port"),
     not_yet("listener[].tcp_reset_on_idle", |value| is_flag(value, true), "false"),

@@ -9,14 +9,15 @@ use lb_common::{Backend as MapBackend, Counters, Drops, NextHop, Reason};
 use serde_json::{Value, json};
 
 use super::book::Book;
-use super::desired::Desired;
+use super::desired::{self, Desired};
 use crate::config::{self, Config};
 use crate::dataplane::{AttachedMode, Census, Maps};
 use crate::health::Level;
 use crate::health::level::{self, Member, SetLevel};
 use crate::network::next_hop::Ways;
 use crate::status::{
-    BackendStatus, ConfigStatus, InterfaceStatus, ListenerStatus, SetStatus, SnatStatus, Status,
+    BackendName, BackendStatus, ConfigStatus, InterfaceStatus, ListenerName, ListenerStatus, Names,
+    SetStatus, SnatStatus, Status,
 };
 
 /// Where the status comes from.
@@ -85,6 +86,17 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
         backend_sets,
         snat: snat(sources),
     })
+}
+
+/// The names behind the ids in the maps.
+pub fn names(names: &desired::Names) -> Names {
+    let listeners = names.listeners.iter().map(|(name, &id)| ListenerName { id, name: name.clone() });
+    let backends = names.backends.iter().map(|((set, name), &id)| BackendName {
+        id,
+        backend_set: set.clone(),
+        name: name.clone(),
+    });
+    Names { listeners: listeners.collect(), backends: backends.collect() }
 }
 
 /// The level of the instance.

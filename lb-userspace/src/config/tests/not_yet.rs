@@ -21,8 +21,6 @@ fn each_is_refused_as_such() {
         ("\n[[backend_set", "on_unhealthy = \"reset\"", "backend_set.web.on_unhealthy"),
         ("\n[[backend_set", "no_backend_action = \"reset\"", "backend_set.web.no_backend_action"),
         ("\n[[backend_set", "preempt = false", "backend_set.web.preempt"),
-        ("[lb]", "[api]\nlisten = \"127.0.0.1:9180\"", "api.listen"),
-        ("[lb]", "[api]\ntoken_file = \"/t\"", "api.token_file"),
     ] {
         let text = edited(&[(before, &format!("{line}\n{before}"))]);
         let found = errors(&text)
@@ -52,6 +50,7 @@ fn defaults_and_their_neighbours_are_supported() {
             "mode = \"nat\"\nsnat = \"auto\"\non_unhealthy = \"move\"\nno_backend_action = \"drop\"\npreempt = true",
         ),
         ("[lb]", "[api]\nlisten = \"\"\ntoken_file = \"\""),
+        ("[lb]", "[api]\nlisten = \"127.0.0.1:9180\"\ntoken_file = \"/t\""),
     ] {
         let text = edited(&[(before, &format!("{line}\n{before}"))]);
         assert_eq!(errors(&text), [], "{line}");
