@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod connections;
 mod detach;
 mod diagnose;
 mod paint;
@@ -78,8 +79,8 @@ enum Command {
     Online(ask::Backend),
     /// Remove the data plane, its pins and the addresses it assigned
     Detach(Target),
-    /// List live flows (not supported yet)
-    Connections(Later),
+    /// List live flows, with or without a running controller
+    Connections(connections::Connections),
     /// Ask the loaded program what it would do with a packet (not supported yet)
     Explain(Later),
     /// Live view (not supported yet)
@@ -150,7 +151,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Offline(backend) => backend.execute(Action::Offline).await,
         Command::Online(backend) => backend.execute(Action::Online).await,
         Command::Detach(target) => detach::execute(&target.instance()?).await,
-        Command::Connections(_) => later("connections"),
+        Command::Connections(connections) => connections.execute().await,
         Command::Explain(_) => later("explain"),
         Command::Top(_) => later("top"),
         Command::Doctor(_) => later("doctor"),

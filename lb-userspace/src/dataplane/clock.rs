@@ -1,23 +1,30 @@
 //! The clock that flows are stamped with: kernel ticks (jiffies), 32 bits of them.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::programs::{ProgramFd, Xdp};
+use aya::programs::Xdp;
 
 use super::sys;
 
-/// Reads the kernel's ticks by running the program `clock` of the object.
+/// Reads the kernel's ticks by running a program that returns them.
 #[derive(Debug)]
 pub struct Clock {
-    program: ProgramFd,
+    program: OwnedFd,
     ticks_per_second: u32,
 }
 
 impl Clock {
     pub(super) fn new(program: &Xdp) -> Result<Self> {
-        let program = program.fd()?.try_clone().context("cannot keep the program `clock`")?;
+        let program =
+            program.fd()?.as_fd().try_clone_to_owned().context("cannot keep the program `clock`")?;
+        Ok(Self { program, ticks_per_second: ticks_per_second()? })
+    }
+
+    /// A clock for a process that has loaded no data plane.
+    pub(super) fn alone() -> Result<Self> {
+        let program = sys::load_clock().context("cannot load a program into the kernel")?;
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
     }
 

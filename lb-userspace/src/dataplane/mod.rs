@@ -8,12 +8,14 @@
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
+//! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `clock` | the kernel's ticks |
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 
 pub mod attach;
 pub mod clock;
 pub mod collect;
+pub mod connections;
 mod interfaces;
 pub mod load;
 pub mod maglev;

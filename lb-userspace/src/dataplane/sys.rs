@@ -2,10 +2,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
 
 /// Where a walk over a hash map stands: the kernel's opaque token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +51,7 @@ impl<K: Pod, V: Pod> Batch<K, V> {
         // SAFETY: the kernel writes `count` also when it fails; a `u32` is valid whatever it holds.
         let count = unsafe { attr.batch.count } as usize;
         let has_ended = match result {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) => return Err(error),
         };
@@ -77,7 +77,7 @@ pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     // SAFETY: key and value have the sizes that the map was checked to have when it was opened.
     match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
         // SAFETY: the kernel has filled the value.
-        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -91,7 +91,7 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     // SAFETY: the key has the size that the map was checked to have when it was opened.
     match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
@@ -111,12 +111,48 @@ pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(unsafe { attr.test.retval })
 }
 
+/// A program whose verdict is the kernel's tick counter (jiffies), its low 32 bits: the program `clock` of the object,
+/// for a process that does not load the object (bpf_jiffies64: kernel 5.6).
+pub(super) fn load_clock() -> io::Result<OwnedFd> {
+    const CALL: [u8; 4] = [0x85, 0, 0, 0];
+    const EXIT: [u8; 4] = [0x95, 0, 0, 0];
+    const BPF_FUNC_JIFFIES64: u32 = 118;
+    // `struct bpf_insn`: code, registers and offset, then the immediate value.
+    let instructions = [[CALL, BPF_FUNC_JIFFIES64.to_ne_bytes()], [EXIT, [0; 4]]];
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
+    attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
+    // SAFETY: the kernel reads `insn_cnt` instructions and the licence, and writes nothing.
+    let fd = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?;
+    // SAFETY: BPF_PROG_LOAD returns a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the kernel has compiled a program to machine code (BPF_OBJ_GET_INFO_BY_FD, kernel 4.13).
+pub(super) fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid `bpf_prog_info`: no program, no arrays.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    // SAFETY: the kernel fills at most `info_len` bytes of `info`, which asks for no array.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info.jited_prog_len > 0)
+}
+
+/// What the command returns: a descriptor, or 0.
+///
 /// # Safety
 ///
 /// Every address in `attr` must be valid for what `command` does with it.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the caller vouches for the addresses; `attr` is a whole `bpf_attr`.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<bpf_attr>()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
