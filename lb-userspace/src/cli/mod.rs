@@ -5,10 +5,12 @@ mod check;
 mod connections;
 mod detach;
 mod diagnose;
+mod doctor;
 mod paint;
 mod run;
 mod show;
 mod status;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,8 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// Exit status: the configuration is refused.
 const BAD_CONFIG: u8 = 2;
+/// Exit status: this host is not fit.
+const UNFIT: u8 = 2;
 /// Exit status: the level of the instance is not known.
 const UNKNOWN: u8 = 3;
 /// Exit status: no such instance runs.
@@ -83,10 +87,10 @@ enum Command {
     Connections(connections::Connections),
     /// Ask the loaded program what it would do with a packet (not supported yet)
     Explain(Later),
-    /// Live view (not supported yet)
-    Top(Later),
-    /// Examine the host (not supported yet)
-    Doctor(Later),
+    /// Live view of rates, health, drops and SNAT ports; q quits, s sorts, p pauses
+    Top(top::Top),
+    /// Examine the host; exit status 0 fit, 1 with warnings, 2 unfit
+    Doctor(doctor::Doctor),
 }
 
 /// Arguments of a command that this version does not have yet.
@@ -110,9 +114,12 @@ pub fn main() -> ExitCode {
     if !matches!(cli.command, Command::Run(_)) {
         end_with_the_pipe();
     }
-    // For these two, 1 means WARNING.
-    let failure =
-        if matches!(cli.command, Command::Status(_) | Command::Diagnose(_)) { UNKNOWN } else { FAILED };
+    // Where 1 means WARNING, a failure is something else.
+    let failure = match cli.command {
+        Command::Status(_) | Command::Diagnose(_) => UNKNOWN,
+        Command::Doctor(_) => UNFIT,
+        _ => FAILED,
+    };
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -153,8 +160,8 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Detach(target) => detach::execute(&target.instance()?).await,
         Command::Connections(connections) => connections.execute().await,
         Command::Explain(_) => later("explain"),
-        Command::Top(_) => later("top"),
-        Command::Doctor(_) => later("doctor"),
+        Command::Top(top) => top.execute().await,
+        Command::Doctor(doctor) => doctor.execute().await,
     }
 }
 

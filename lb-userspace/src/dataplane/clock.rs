@@ -28,6 +28,11 @@ impl Clock {
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
     }
 
+    /// Whether the kernel runs its program as machine code.
+    pub(super) fn is_compiled(&self) -> Result<bool> {
+        sys::is_compiled(self.program.as_fd()).context("cannot look at a loaded program")
+    }
+
     /// The current tick.
     ///
     /// # Errors
@@ -62,6 +67,16 @@ impl Tick {
         }
         Duration::from_millis(u64::from(ticks) * 1000 / u64::from(self.rate))
     }
+}
+
+/// Loads a tiny XDP program into the kernel, to see whether that is allowed and whether the kernel compiles it to machine
+/// code.
+///
+/// # Errors
+///
+/// If the kernel refuses it.
+pub fn try_kernel() -> Result<bool> {
+    Clock::alone()?.is_compiled()
 }
 
 /// The kernel's HZ: the coarse clocks advance once a tick, so their resolution is its length (kernel 2.6.32).

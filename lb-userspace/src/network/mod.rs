@@ -6,6 +6,7 @@
 mod error;
 mod netlink;
 pub mod next_hop;
+pub mod nic;
 pub mod vip;
 
 use std::net::IpAddr;
