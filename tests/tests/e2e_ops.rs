@@ -1,10 +1,15 @@
 //! What an operator asks of a running instance, and of the host: `connections`, `top`, `doctor`, and the API over TCP.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_tests::netns::traffic::{self, Session};
-use lb_tests::netns::{Config, Family, Host, Lab, Lb, Topology, wait};
+use lb_tests::netns::{Config, Family, Host, Lab, Lb, Output, Topology, binary, wait};
+use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -118,4 +123,289 @@ fn connections(host: &Host, arguments: &str) -> Result<Vec<Value>> {
 
 fn list(document: &Value) -> Result<Vec<Value>> {
     document["connections"].as_array().cloned().with_context(|| format!("no connections in {document}"))
+}
+
+#[test]
+fn the_api_over_tcp_follows_the_configuration_and_lets_only_the_token_change_anything() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let plain = Config::new(&lab, family).to_string();
+    let with_api = |listen: &str, file: &str| {
+        format!("{plain}\n[api]\nlisten = \"{listen}\"\ntoken_file = \"{file}\"\n")
+    };
+    lab.balancer.write("/run/token", "geheim\n")?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &with_api("0.0.0.0:9180", "/run/token"), 3)?;
+    let status = ask(&lab.client, 9180, "/v1/status", "")?;
+    assert_eq!((status.0, &status.1["status"]), (200, &Value::from("OK")), "{}", status.1);
+
+    let drain = "/v1/backends/web/10.0.1.11%3A8080/drain";
+    let token = |token: &str| {
+        format!("--request POST --header Authorization:Bearer\u{a0}{token}").replace('\u{a0}', "\\ ")
+    };
+    for (path, arguments, expected) in [
+        (drain, "--request POST".to_owned(), 401),
+        (drain, token("falsch"), 401),
+        ("/v1/nothing", String::new(), 404),
+        ("/v1/status", token("geheim"), 405),
+        ("/v1/reload", format!("--request POST --data-binary @{}", binary("lb")?.display()), 413),
+        ("/v1/backends/web/nobody/drain", token("geheim"), 404),
+    ] {
+        let (code, body) = ask(&lab.client, 9180, path, &arguments)?;
+        assert_eq!(code, expected, "{path} {arguments}: {body}");
+        assert!(body["error"].is_string(), "{path}: {body}");
+    }
+    let is_draining =
+        || -> Result<bool> { Ok(lb.status()?.backend("web", "10.0.1.11:8080")?["state"] == "DRAINING") };
+    assert!(!is_draining()?, "nothing has been changed so far");
+    assert_eq!(ask(&lab.client, 9180, drain, &token("geheim"))?.0, 200);
+    assert!(is_draining()?);
+    let served = traffic::curl_many(&lab.client, family.vip_port(80), 100)?;
+    assert!(!served.contains_key("web2"), "{served:?}");
+
+    // Another port and another token; the old port is closed, also to the connection that asked for it.
+    lab.balancer.write("/run/token", "anders")?;
+    lab.balancer.write("/run/lb.toml", &with_api("0.0.0.0:9181", "/run/token"))?;
+    assert_eq!(ask(&lab.client, 9180, "/v1/reload", &token("geheim"))?.0, 200);
+    assert!(ask(&lab.client, 9180, "/v1/status", "").is_err());
+    assert_eq!(ask(&lab.client, 9181, "/v1/reload", &token("geheim"))?.0, 401);
+    assert_eq!(ask(&lab.client, 9181, "/v1/reload", &token("anders"))?.0, 200);
+
+    // An address that cannot be had refuses the reload, and everything stays.
+    lab.balancer.write("/run/lb.toml", &with_api("192.0.2.1:9182", "/run/token"))?;
+    let refused = Lb::command(&lab.balancer, "reload")?.exit_code(1)?;
+    assert!(refused.stderr.contains("api.listen"), "{}", refused.stderr);
+    assert_eq!(ask(&lab.client, 9181, "/v1/status", "")?.0, 200);
+    lab.balancer.write("/run/lb.toml", &with_api("0.0.0.0:9181", ""))?;
+    let refused = Lb::command(&lab.balancer, "reload")?.exit_code(2)?;
+    assert!(refused.stderr.contains("token_file"), "{}", refused.stderr);
+
+    // On the loopback reads need no token; nothing can be changed without one.
+    lb.reload(&with_api("127.0.0.1:9181", ""))?;
+    assert_eq!(ask_at(&lab.balancer, "127.0.0.1:9181", "/v1/status", "")?.0, 200);
+    assert_eq!(ask_at(&lab.balancer, "127.0.0.1:9181", "/v1/reload", "--request POST")?.0, 403);
+    lb.reload(&plain)?;
+    assert!(ask_at(&lab.balancer, "127.0.0.1:9181", "/v1/status", "").is_err());
+    Ok(())
+}
+
+/// Status code and document of a request to the balancer.
+fn ask(host: &Host, port: u16, path: &str, arguments: &str) -> Result<(u16, Value)> {
+    ask_at(host, &format!("10.0.1.2:{port}"), path, arguments)
+}
+
+fn ask_at(host: &Host, server: &str, path: &str, arguments: &str) -> Result<(u16, Value)> {
+    let curl = "curl --silent --max-time 5 --write-out '\\n%{http_code}'";
+    let output = host.shell(&format!("{curl} {arguments} http://{server}{path}"))?.success()?;
+    let (body, code) = output.stdout.rsplit_once('\n').with_context(|| format!("no answer: {output:?}"))?;
+    Ok((code.parse()?, serde_json::from_str(body).with_context(|| format!("no JSON: {body}"))?))
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+    traffic::curl_many(&lab.client, family.vip_port(80), 10)?;
+    let socket = "curl --silent --fail --unix-socket /run/lb/api.sock";
+    // Its own exit status, and no complaint of its linter.
+    let checked =
+        lab.balancer.shell(&format!("{socket} http://lb/metrics | promtool check metrics"))?.success()?;
+    assert_eq!((checked.stdout.as_str(), checked.stderr.as_str()), ("", ""));
+    // Flows are counted once a second.
+    let metrics = wait::until("the SNAT ports to be counted", PATIENCE, || {
+        let metrics = lb.metrics()?;
+        Ok(metrics.contains("lb_snat_ports_in_use{").then_some(metrics))
+    })?;
+    for (name, kind) in [
+        ("lb_backend_up", "gauge"),
+        ("lb_health_status", "gauge"),
+        ("lb_health_checks_total", "counter"),
+        ("lb_new_flows_total", "counter"),
+        ("lb_active_flows", "gauge"),
+        ("lb_bytes_total", "counter"),
+        ("lb_packets_total", "counter"),
+        ("lb_drops_total", "counter"),
+        ("lb_snat_ports_in_use", "gauge"),
+        ("lb_config_reload_failures_total", "counter"),
+    ] {
+        assert!(metrics.contains(&format!("# TYPE {name} {kind}\n")), "no {kind} {name} in\n{metrics}");
+        assert!(
+            metrics.contains(&format!("\n{name}{{")) || metrics.contains(&format!("\n{name} ")),
+            "{name}"
+        );
+    }
+    assert!(metrics.contains("lb_new_flows_total{listener=\"web-0\"} 10\n"), "{metrics}");
+    let head = lab.balancer.run(&format!("{socket} --head http://lb/metrics"))?.success()?.stdout;
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    Ok(())
+}
+
+#[test]
+fn top_refuses_what_is_no_terminal_and_shows_rates_on_one() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let refused = Lb::command(&lab.balancer, "top")?.exit_code(1)?;
+    assert!(refused.stderr.contains("terminal") && refused.stdout.is_empty(), "{refused:?}");
+
+    let _lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+    traffic::curl_many(&lab.client, family.vip_port(80), 10)?;
+    let size = Winsize { ws_row: 40, ws_col: 130, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None)?;
+    let end = |of: &OwnedFd| -> Result<Stdio> { Ok(of.try_clone()?.into()) };
+    let mut command = lab.balancer.command(binary("lb")?);
+    command.arg("top").env("TERM", "xterm-256color");
+    let mut top =
+        command.stdin(end(&pty.slave)?).stdout(end(&pty.slave)?).stderr(end(&pty.slave)?).spawn()?;
+    drop((command, pty.slave));
+    let screen = Screen::of(File::from(pty.master.try_clone()?));
+    for text in ["web-0", "web/10.0.1.10:8080", "ACTIVE", "native", "SNAT"] {
+        screen.wait_for(text)?;
+    }
+    let mut keys = File::from(pty.master);
+    keys.write_all(b"sp")?;
+    screen.wait_for("PAUSED")?;
+    keys.write_all(b"q")?;
+    let status = wait::until("the end of top", PATIENCE, || Ok(top.try_wait()?))?;
+    ensure!(status.success(), "{status}");
+    // It has left the alternate screen.
+    screen.wait_for("\u{1b}[?1049l")
+}
+
+/// What has been written to a terminal so far.
+struct Screen(std::sync::mpsc::Receiver<Vec<u8>>, std::cell::RefCell<String>);
+
+impl Screen {
+    fn of(mut master: File) -> Self {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // The read fails when the last process on the terminal has ended.
+            while let Ok(length @ 1..) = master.read(&mut buffer) {
+                if send.send(buffer[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(receive, std::cell::RefCell::default())
+    }
+
+    fn wait_for(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.1.borrow().contains(text) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let bytes = self.0.recv_timeout(left);
+            let bytes = bytes.with_context(|| format!("no {text:?} on the screen: {:?}", self.1.borrow()))?;
+            self.1.borrow_mut().push_str(&String::from_utf8_lossy(&bytes));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn doctor_finds_nothing_on_a_fit_host_and_every_fault_with_its_fix() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::two_arm()?;
+    let good = Config::new(&lab, family);
+    let (output, findings) = doctor(&lab.balancer, &good.to_string())?;
+    let complaints = complaints(&findings);
+    assert!(complaints.is_empty(), "{complaints:?}");
+    output.exit_code(0)?;
+    let of =
+        |check: &str, subject: &str| findings.iter().any(|f| f["check"] == check && f["subject"] == subject);
+    assert!(of("route", "web/10.0.1.10:8080") && of("xdp", "eth0") && of("queues", "eth1"), "{findings:?}");
+
+    let silent = Config { backends: vec![family.lan(77)], ..good.clone() };
+    let eth0_only = Config { interfaces: vec!["eth0".into()], ..good.clone() };
+    lab.balancer.run("ip link add br0 type bridge")?.success()?;
+    let no_native = Config { interfaces: vec!["eth0".into(), "eth1".into(), "br0".into()], ..good.clone() };
+    let falls_back = Config { xdp_mode: "auto", ..no_native.clone() };
+    let mistake = good.to_string().replacen("xdp_mode", "xpd_mode", 1);
+    for (config, exit, check, subject, words) in [
+        (silent.to_string(), 1, "route", "web/10.0.1.77:8080", "10.0.1.77"),
+        (eth0_only.to_string(), 1, "route", "web/10.0.1.10:8080", "eth1"),
+        (no_native.to_string(), 2, "xdp", "br0", "auto"),
+        (falls_back.to_string(), 1, "xdp", "br0", "below it"),
+        (mistake, 2, "config", "lb.xpd_mode", "xdp_mode"),
+    ] {
+        let (output, findings) = doctor(&lab.balancer, &config)?;
+        output.exit_code(exit)?;
+        assert_found(&findings, check, subject, words);
+    }
+
+    lab.balancer.run("ip link set eth1 mtu 1400")?.success()?;
+    let (output, findings) = doctor(&lab.balancer, &good.to_string())?;
+    output.exit_code(1)?;
+    assert_found(&findings, "mtu", "eth1", "ip link set eth0 mtu 1400");
+    lab.balancer.run("ip link set eth1 mtu 1500")?.success()?;
+
+    let auto = Config { snat: "auto", ..good.clone() };
+    let (_, findings) = doctor(&lab.balancer, &auto.to_string())?;
+    assert_found(&findings, "way_back", "web", "via 10.0.1.2");
+
+    let unprivileged = "setpriv --bounding-set=-bpf,-perfmon,-sys_admin";
+    let output = lab.balancer.run(&format!("{unprivileged} {} doctor --json", binary("lb")?.display()))?;
+    let examination: Value = serde_json::from_str(&output.stdout)?;
+    assert_eq!(examination["verdict"], "unfit");
+    let text = output.stdout.clone();
+    assert!(text.contains("CAP_BPF") && text.contains("AmbientCapabilities"), "{text}");
+    output.exit_code(2)?;
+    let table = Lb::command(&lab.balancer, "doctor")?;
+    assert!(table.stdout.contains("kernel") && table.stdout.contains("fit for lb"), "{table:?}");
+    Ok(())
+}
+
+/// Runs `lb doctor` with a configuration; what it says, and its findings.
+fn doctor(host: &Host, config: &str) -> Result<(Output, Vec<Value>)> {
+    host.write("/run/doctor.toml", config)?;
+    let output = Lb::command(host, "doctor --config /run/doctor.toml --json")?;
+    let examination: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let findings = examination["findings"].as_array().cloned().context("no findings")?;
+    Ok((output, findings))
+}
+
+fn complaints(findings: &[Value]) -> Vec<&Value> {
+    findings.iter().filter(|finding| finding["grade"] == "warning" || finding["grade"] == "unfit").collect()
+}
+
+/// That this is complained of, with a fix that says `words`.
+#[track_caller]
+fn assert_found(findings: &[Value], check: &str, subject: &str, words: &str) {
+    let found =
+        findings.iter().find(|f| f["check"] == check && f["subject"] == subject && f["grade"] != "ok");
+    let fix = found.and_then(|finding| finding["fix"].as_str());
+    assert!(
+        fix.is_some_and(|fix| fix.contains(words)),
+        "{check} of {subject}, {words}: {found:?} in {findings:?}"
+    );
+}
+
+#[test]
+fn run_says_why_it_falls_back_to_generic_mode() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    // One driver that has no native mode, and one with too few queues for it.
+    lab.balancer.run_all(&[
+        "ip link add br0 type bridge",
+        "ip link add few numrxqueues 1 type veth peer name many numtxqueues 4",
+        "ethtool --set-channels many tx 4",
+        "ip link set br0 up",
+        "ip link set few up",
+        "ip link set many up",
+    ])?;
+    let interfaces = ["eth0", "br0", "few"].map(str::to_owned).into();
+    let config = Config { interfaces, xdp_mode: "auto", ..Config::new(&lab, family) };
+    let lb = Lb::start(&lab.balancer, &config.to_string())?;
+    let log = lb.log();
+    for (interface, reason) in [("br0", "no native XDP"), ("few", "too few queues")] {
+        let line =
+            log.lines().find(|line| line.contains("falling back to generic") && line.contains(interface));
+        assert!(line.is_some_and(|line| line.contains(reason)), "{interface}, {reason}:\n{log}");
+    }
+    let modes: Vec<Value> = lb.status()?.0["interfaces"].as_array().cloned().unwrap_or_default();
+    let modes: Vec<_> = modes.iter().filter_map(|interface| interface["mode"].as_str()).collect();
+    assert_eq!(modes, ["native", "generic", "generic"]);
+    let (_, findings) = doctor(&lab.balancer, &config.to_string())?;
+    let attached = findings.iter().filter(|f| f["check"] == "xdp" && f["grade"] == "ok");
+    assert_eq!(attached.count(), 3, "its own programs are no reason to complain: {findings:?}");
+    Ok(())
 }

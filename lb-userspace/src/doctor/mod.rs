@@ -139,7 +139,7 @@ fn of_report(report: &Report) -> Vec<Finding> {
 
 fn of_diagnostic(grade: Grade, diagnostic: &config::Diagnostic) -> Finding {
     let finding = Finding::new(grade, "config", diagnostic.message.clone()).of(diagnostic.path.clone());
-    let allowed = diagnostic.allowed.as_ref().map(|allowed| format!("write {allowed}"));
+    let allowed = diagnostic.allowed.as_ref().map(|allowed| format!("allowed: {allowed}"));
     let remedy = diagnostic.suggestion.as_ref().map(|suggestion| format!("write {suggestion}")).or(allowed);
     finding.fix(remedy.unwrap_or_else(|| "`lb check` shows the place".to_owned()))
 }

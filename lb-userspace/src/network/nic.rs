@@ -1,7 +1,7 @@
 //! What a network interface and its driver can do: from route netlink, from the kernel's `ethtool` family (5.8) and
 //! from its `netdev` family (6.3).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use ethtool::{EthtoolAttr, EthtoolChannelAttr, EthtoolFeatureAttr, EthtoolHandle};
@@ -11,8 +11,8 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 use rtnetlink::packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla,
-    NlasIterator, ParseableParametrized,
+    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla, NlasIterator,
+    ParseableParametrized,
 };
 
 use super::Error;
@@ -96,9 +96,8 @@ pub async fn list() -> Result<Vec<Nic>, Error> {
     // An unprivileged caller, or a kernel without these families, has to go without.
     if let Ok((connection, mut handle, _)) = ethtool::new_connection() {
         let connection = tokio::spawn(connection);
-        let xdp = xdp_features(&mut handle).await.unwrap_or_default();
         for nic in &mut nics {
-            nic.xdp = xdp.get(&nic.ifindex).copied();
+            nic.xdp = xdp_features(&mut handle, nic.ifindex).await;
             nic.features = features(&mut handle, &nic.name).await;
             nic.channels = channels(&mut handle, &nic.name).await;
         }
@@ -198,25 +197,24 @@ async fn channels(handle: &mut EthtoolHandle, interface: &str) -> Option<(u32, u
     (most > 0).then_some((used, most))
 }
 
-/// XDP features of all interfaces, by index; `None` where the kernel has no such family.
-async fn xdp_features(handle: &mut EthtoolHandle) -> Option<BTreeMap<u32, XdpFeatures>> {
-    let mut request = NetlinkMessage::from(GenlMessage::from_payload(Netdev::default()));
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+/// What an interface can do with XDP. Asked one by one: the kernel does not mark the parts of a whole list as such, and
+/// the library takes the first for all there is.
+async fn xdp_features(handle: &mut EthtoolHandle, ifindex: u32) -> Option<XdpFeatures> {
+    let question = Netdev { ifindex, ..Netdev::default() };
+    let mut request = NetlinkMessage::from(GenlMessage::from_payload(question));
+    request.header.flags = NLM_F_REQUEST;
     let mut answers = handle.handle.request(request).await.ok()?;
-    let mut found = BTreeMap::new();
-    while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::InnerMessage(GenlMessage { payload, .. }) = answer.ok()?.payload {
-            found.insert(payload.ifindex, XdpFeatures(payload.xdp_features));
-        }
+    match answers.next().await?.ok()?.payload {
+        NetlinkPayload::InnerMessage(answer) => answer.payload.xdp_features,
+        _ => None,
     }
-    Some(found)
 }
 
 /// A message of the family `netdev`, command NETDEV_CMD_DEV_GET.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Netdev {
     ifindex: u32,
-    xdp_features: u64,
+    xdp_features: Option<XdpFeatures>,
 }
 
 const NETDEV_CMD_DEV_GET: u8 = 1;
@@ -237,13 +235,21 @@ impl GenlFamily for Netdev {
     }
 }
 
-/// The request asks for every interface: it has no attributes.
+/// A request names the interface and no more.
 impl Emitable for Netdev {
     fn buffer_len(&self) -> usize {
-        0
+        self.named().buffer_len()
     }
 
-    fn emit(&self, _: &mut [u8]) {}
+    fn emit(&self, buffer: &mut [u8]) {
+        self.named().emit(buffer);
+    }
+}
+
+impl Netdev {
+    fn named(&self) -> DefaultNla {
+        DefaultNla::new(NETDEV_A_DEV_IFINDEX, self.ifindex.to_ne_bytes().into())
+    }
 }
 
 impl ParseableParametrized<[u8], GenlHeader> for Netdev {
@@ -257,7 +263,7 @@ impl ParseableParametrized<[u8], GenlHeader> for Netdev {
             match (attribute.kind(), value.as_slice()) {
                 (NETDEV_A_DEV_IFINDEX, &[a, b, c, d]) => message.ifindex = u32::from_ne_bytes([a, b, c, d]),
                 (NETDEV_A_DEV_XDP_FEATURES, value) => {
-                    message.xdp_features = value.try_into().map_or(0, u64::from_ne_bytes);
+                    message.xdp_features = value.try_into().ok().map(u64::from_ne_bytes).map(XdpFeatures);
                 }
                 _ => {}
             }
@@ -278,5 +284,7 @@ mod tests {
         // A fixed feature of the loopback on every kernel.
         assert!(lo.has("loopback"), "{lo:?}");
         assert!(lo.channels.is_none(), "{lo:?}");
+        // Linux 6.3 says that the loopback has no XDP; an older one says nothing.
+        assert!(lo.xdp.is_none_or(|features| features == XdpFeatures(0)), "{lo:?}");
     }
 }

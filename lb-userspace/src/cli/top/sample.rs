@@ -143,12 +143,11 @@ impl History {
     pub(super) fn drops(&self) -> Vec<(&str, u64, f64)> {
         let occurred = self.last.status.drops.iter().filter(|(_, count)| **count > 0);
         let before = |reason: &String| self.before.as_ref()?.status.drops.get(reason).copied();
-        let drop =
-            |(reason, &count): (&'_ String, &u64)| (count, self.rate(count, before(reason)), reason.clone());
-        let mut drops: Vec<_> = occurred.map(drop).collect();
-        drops.sort_by_key(|(count, ..)| std::cmp::Reverse(*count));
-        let name = |reason: &str| self.last.status.drops.get_key_value(reason).map(|(name, _)| name.as_str());
-        drops.into_iter().filter_map(|(count, rate, reason)| Some((name(&reason)?, count, rate))).collect()
+        let mut drops: Vec<(&str, u64, f64)> = occurred
+            .map(|(reason, &count)| (reason.as_str(), count, self.rate(count, before(reason))))
+            .collect();
+        drops.sort_by_key(|(_, count, _)| std::cmp::Reverse(*count));
+        drops
     }
 
     /// SNAT addresses and how much of their ports is in use towards a backend, the fullest first.

@@ -41,7 +41,7 @@ impl View {
         frame.render_widget(table("LISTENER", "ADDRESS", &listeners), above);
         frame.render_widget(table("BACKEND", "STATE", &backends[self.offset..]), middle);
         let [left, right] =
-            Layout::horizontal([Constraint::Percentage(40), Constraint::Min(0)]).areas(bottom);
+            Layout::horizontal([Constraint::Percentage(40), Constraint::Min(0)]).spacing(2).areas(bottom);
         draw_drops(frame, left, history);
         draw_snat(frame, right, history);
         frame.render_widget(self.footer(history), foot);
