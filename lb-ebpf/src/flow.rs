@@ -192,7 +192,9 @@ fn answering_half<A: Address>(frame: &Frame, packet: &Packet<A>, choice: &Choice
         last_seen: now,
         direction: Flow::<A>::TO_CLIENT,
         seen: 0,
-        _pad: [0; 6],
+        mtu: 0,
+        flags: 0,
+        _pad: [0; 3],
     })
 }
 

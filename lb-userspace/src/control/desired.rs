@@ -166,7 +166,8 @@ impl Desired {
                 config::OnUntrackedTcp::Drop => Listener::DROP,
                 _ => Listener::PICKUP,
             },
-            _pad: 0,
+            flags: 0,
+            max_new_flows_per_s: listener.max_new_flows_per_s,
         };
         self.names.listeners.insert(listener.name.clone(), value.id);
         for key in keys {

@@ -22,7 +22,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
 
 /// Maps that only the program uses and that hold nothing between packets.
-const SCRATCH_MAPS: [&str; 2] = ["opening_v4", "opening_v6"];
+const SCRATCH_MAPS: [&str; 3] = ["opening_v4", "opening_v6", "event_rates"];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]

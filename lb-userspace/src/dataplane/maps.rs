@@ -109,7 +109,8 @@ impl Maps {
     ///
     /// If the map is full.
     pub fn add_vip(&mut self, address: &Addr6) -> Result<()> {
-        self.vips.insert(address, Vip::default(), 0).context("cannot write the map `vips`")
+        let vip = Vip { flags: Vip::LISTENS, ..Vip::default() };
+        self.vips.insert(address, vip, 0).context("cannot write the map `vips`")
     }
 
     /// Removes a VIP.
@@ -137,7 +138,7 @@ impl Maps {
     ///
     /// If the map is full.
     pub fn set_interface(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<()> {
-        let own = InterfaceMac { mac, _pad: [0; 2] };
+        let own = InterfaceMac { mac, ..InterfaceMac::default() };
         self.interfaces.insert(ifindex, own, 0).context("cannot write the map `interfaces`")
     }
 
