@@ -26,7 +26,7 @@ pub enum State {
     HalfOpen,
     /// Open, or UDP.
     Established,
-    /// TCP that both sides have ended by FIN, or one by RST.
+    /// TCP that both sides have ended by FIN, one by RST, or the controller.
     Closing,
 }
 
@@ -254,7 +254,9 @@ impl Connection {
         now: Tick,
     ) -> Self {
         let idle = now.since(half.last_seen);
+        let is_cut = (half.flags | answers.map_or(0, |answers| answers.flags)) & Flow::<A>::CUT != 0;
         let state = match () {
+            () if is_cut => State::Closing,
             () if is_closing(half.seen, answers.map_or(0, |answers| answers.seen)) => State::Closing,
             () if is_half_open(key.protocol, half.seen) => State::HalfOpen,
             () => State::Established,
@@ -311,6 +313,12 @@ mod tests {
             let state = shown(protocol, half(there, 0), Some(half(back, 0))).state;
             assert_eq!(state, expected, "{protocol} {there:#b} {back:#b}");
         }
+    }
+
+    #[test]
+    fn a_flow_that_the_controller_has_cut_is_closing() {
+        let there = Half { flags: Half::CUT, ..half(Half::SYN | Half::ESTABLISHED, 0) };
+        assert_eq!(shown(PROTO_TCP, there, Some(half(Half::SYN, 0))).state, State::Closing);
     }
 
     #[test]
