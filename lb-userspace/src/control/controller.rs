@@ -25,6 +25,7 @@ use super::flows::Flows;
 use super::host_ports::HostPorts;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
+use crate::api::tcp::TcpApi;
 use crate::api::{self, Answer, Call, Question};
 use crate::config::{self, Config, OnExit};
 use crate::dataplane;
@@ -110,6 +111,7 @@ pub struct Controller {
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
     drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
+    tcp_api: TcpApi,
 }
 
 /// What the desired state depends on, as the controller knows it.
@@ -186,6 +188,7 @@ impl Controller {
             host_ports: HostPorts::default(),
             events,
             calls,
+            tcp_api: TcpApi::new(ask.clone()),
         };
         if let Err(error) = controller.take_up(ask).await {
             // What a failed start has made is of no use to anybody; what it has adopted still forwards.
@@ -200,6 +203,7 @@ impl Controller {
     }
 
     async fn take_up(&mut self, ask: mpsc::Sender<Call>) -> Result<()> {
+        self.tcp_api.follow(&self.config.api).await?;
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
@@ -415,6 +419,7 @@ impl Controller {
                 self.flows.walk_now(FRESH_CENSUS).await;
                 self.diagnose(set.as_deref()).unwrap_or_else(failed)
             }
+            Question::Names => Answer::Document(json!(report::names(&self.desired.names))),
             Question::Metrics => self.metrics().unwrap_or_else(failed),
             Question::Config => {
                 Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
@@ -537,9 +542,10 @@ impl Controller {
         Ok(())
     }
 
-    /// Brings the host from one configuration to the running one: attachments first, since they are what a host
-    /// refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
+    /// Brings the host from one configuration to the running one: API and attachments first, since they are what a
+    /// host refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
     async fn reconcile(&mut self, before: &Config) -> Result<()> {
+        self.tcp_api.follow(&self.config.api).await?;
         self.attach()?;
         if before.lb.interfaces != self.config.lb.interfaces {
             self.resolver = Resolver::new(self.config.lb.interfaces.clone())

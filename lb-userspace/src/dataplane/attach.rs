@@ -228,6 +228,10 @@ fn explain(error: ProgramError) -> anyhow::Error {
         }
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
         Some(libc::ERANGE) => "its driver cannot do native XDP at this MTU",
+        Some(libc::EINVAL) => "its driver cannot do native XDP as it is set up: see `lb doctor`",
+        Some(libc::ENOSPC | libc::ENOMEM) => {
+            "it has too few queues for native XDP: see `lb doctor`, and `ethtool -l` for those it can have"
+        }
         Some(libc::EPERM) => "this needs CAP_NET_ADMIN and CAP_BPF",
         _ => return anyhow!("{io_error}"),
     };

@@ -27,6 +27,7 @@ const TEST_TOOLS: &[Tool] = &[
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("ping", "iputils-ping"),
+    ("promtool", "prometheus"),
     ("tracepath", "iputils-tracepath"),
 ];
 
