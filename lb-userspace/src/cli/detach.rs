@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
+use caps::Capability;
 use reqwest::Method;
 
 use super::OK;
 use crate::api::client;
 use crate::instance::Instance;
-use crate::{dataplane, network};
+use crate::{dataplane, network, privilege};
 
 /// Removes the data plane. A controller that still runs does it itself and stops; otherwise this process does.
 pub(super) async fn execute(instance: &Instance) -> Result<u8> {
@@ -18,8 +19,16 @@ pub(super) async fn execute(instance: &Instance) -> Result<u8> {
         }
         return Ok(OK);
     }
-    let _lock = instance.lock()?;
+    if privilege::missing(false)?.iter().any(|need| need.capability == Capability::CAP_NET_ADMIN) {
+        bail!(
+            "instance `{}` is not running, so that this command has to remove what it has left, and this process lacks \
+             CAP_NET_ADMIN for that; run it as root",
+            instance.name()
+        );
+    }
+    let lock = instance.lock()?;
     remove(instance)?;
+    instance.forget(lock);
     Ok(OK)
 }
 

@@ -34,6 +34,7 @@ use crate::instance::Instance;
 use crate::metrics;
 use crate::network::next_hop::{Resolver, Ways};
 use crate::network::{self, vip};
+use crate::service_manager::ServiceManager;
 
 /// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
 const GATHER: Duration = Duration::from_millis(10);
@@ -106,6 +107,7 @@ pub struct Controller {
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
     drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
+    service_manager: ServiceManager,
 }
 
 /// What the desired state depends on, as the controller knows it.
@@ -178,6 +180,7 @@ impl Controller {
             resolver,
             flows,
             calls,
+            service_manager: ServiceManager::from_environment(),
         };
         if let Err(error) = controller.take_up(ask).await {
             // What a failed start has made is of no use to anybody; what it has adopted still forwards.
@@ -217,9 +220,11 @@ impl Controller {
                 is_ready = true;
                 // Nobody may be listening any more.
                 let _ = writeln!(std::io::stdout(), "ready");
+                self.service_manager.ready();
             }
             tokio::select! {
                 biased;
+                () = self.service_manager.due() => self.service_manager.is_alive(),
                 () = until(apply_at) => {
                     apply_at = None;
                     self.apply_or_complain();
@@ -246,7 +251,9 @@ impl Controller {
                 _ = housekeeping.tick() => self.keep_house(),
             }
         };
-        info!("stopping; {}", farewell(stopped, self.config.lb.on_exit));
+        let farewell = farewell(stopped, self.config.lb.on_exit);
+        info!("stopping; {farewell}");
+        self.service_manager.stopping(farewell);
         Ok((stopped, self.config.lb.on_exit))
     }
 
@@ -481,6 +488,7 @@ impl Controller {
     /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
     /// of it.
     async fn reload(&mut self) -> Result<(), Refusal> {
+        self.service_manager.reloading();
         let switched = match config::load(&self.file) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
@@ -492,6 +500,7 @@ impl Controller {
         };
         self.last_reload_error = switched.as_ref().err().map(Refusal::text);
         self.reload_failures += u64::from(switched.is_err());
+        self.service_manager.reloaded(switched.is_ok());
         switched
     }
 
