@@ -4,6 +4,7 @@ mod ask;
 mod check;
 mod detach;
 mod diagnose;
+mod generate;
 mod paint;
 mod run;
 mod show;
@@ -78,6 +79,9 @@ enum Command {
     Online(ask::Backend),
     /// Remove the data plane, its pins and the addresses it assigned
     Detach(Target),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Generate(generate::Generate),
     /// List live flows (not supported yet)
     Connections(Later),
     /// Ask the loaded program what it would do with a packet (not supported yet)
@@ -150,6 +154,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Offline(backend) => backend.execute(Action::Offline).await,
         Command::Online(backend) => backend.execute(Action::Online).await,
         Command::Detach(target) => detach::execute(&target.instance()?).await,
+        Command::Generate(generate) => generate.execute(),
         Command::Connections(_) => later("connections"),
         Command::Explain(_) => later("explain"),
         Command::Top(_) => later("top"),

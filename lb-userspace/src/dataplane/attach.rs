@@ -177,7 +177,7 @@ pub fn detach(pins: &Path) -> Result<bool> {
         Err(error)
             if !matches!(
                 error.raw_os_error(),
-                Some(libc::ENOTEMPTY | libc::EACCES | libc::EPERM | libc::EBUSY)
+                Some(libc::ENOTEMPTY | libc::EACCES | libc::EPERM | libc::EBUSY | libc::EROFS)
             ) =>
         {
             Err(error).with_context(|| format!("cannot remove {}", pins.display()))
