@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::apply::Applier;
@@ -47,6 +48,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How long a status waits for a fresh count of flows.
 const FRESH_CENSUS: Duration = Duration::from_millis(200);
+
+/// How long the end waits until those who have asked have read their answers; `lb detach` is one of them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +111,8 @@ pub struct Controller {
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
     drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
+    /// The task that carries the calls.
+    api: Option<JoinHandle<()>>,
     service_manager: ServiceManager,
 }
 
@@ -180,6 +186,7 @@ impl Controller {
             resolver,
             flows,
             calls,
+            api: None,
             service_manager: ServiceManager::from_environment(),
         };
         if let Err(error) = controller.take_up(ask).await {
@@ -200,7 +207,7 @@ impl Controller {
         self.apply()?;
         self.attach()?;
         self.assign_vips()?;
-        api::serve(&self.instance.socket(), ask)?;
+        self.api = Some(api::serve(&self.instance.socket(), ask)?);
         Ok(())
     }
 
@@ -254,6 +261,11 @@ impl Controller {
         let farewell = farewell(stopped, self.config.lb.on_exit);
         info!("stopping; {farewell}");
         self.service_manager.stopping(farewell);
+        drop(self.calls);
+        if let Some(api) = self.api {
+            // Whoever reads slower than that has to do without.
+            let _ = timeout(LAST_WORDS, api).await;
+        }
         Ok((stopped, self.config.lb.on_exit))
     }
 
