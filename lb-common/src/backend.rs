@@ -59,6 +59,11 @@ impl Backend {
     pub const MOVE_TCP: u16 = 1 << 4;
     /// It has been removed from the configuration and drains.
     pub const REMOVED: u16 = 1 << 5;
+    /// Existing TCP flows are reset at their next packet (`on_unhealthy = "reset"`).
+    pub const RESET_TCP: u16 = 1 << 6;
+
+    /// Flags that existing flows must be looked at for.
+    pub const UNUSUAL: u16 = Self::OFFLINE | Self::MOVE_UDP | Self::MOVE_TCP | Self::RESET_TCP;
 
     /// Whether all bits of `flags` are set.
     #[inline(always)]

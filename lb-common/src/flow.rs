@@ -70,8 +70,13 @@ pub struct Flow<A> {
     pub direction: u8,
     /// What this direction has shown so far: bits of [`Flow::SYN`] and so on.
     pub seen: u8,
+    /// MTU of the link to the client, in bytes from the IP header on; 0 when unknown. That to the backend stands in
+    /// [`crate::Backend::mtu`].
+    pub mtu: u16,
+    /// Bits of [`Flow::CUT`]; a half with any of them leaves the short way through the program.
+    pub flags: u8,
     /// Padding.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 3],
 }
 
 impl<A> Flow<A> {
@@ -80,14 +85,17 @@ impl<A> Flow<A> {
     /// Direction of the answers.
     pub const TO_CLIENT: u8 = 1;
 
-    /// A TCP SYN.
+    /// A TCP SYN, or the UDP datagram that opened the flow.
     pub const SYN: u8 = 1 << 0;
-    /// A TCP packet after the handshake (client: an ACK without SYN), or any UDP datagram.
+    /// A TCP packet after the handshake (client: an ACK without SYN), or a further UDP datagram.
     pub const ESTABLISHED: u8 = 1 << 1;
     /// A TCP FIN.
     pub const FIN: u8 = 1 << 2;
     /// A TCP RST.
     pub const RST: u8 = 1 << 3;
+
+    /// The controller has ended this TCP flow: its next packet is turned into a RST.
+    pub const CUT: u8 = 1 << 0;
 }
 
 impl<A: Address> Flow<A> {
@@ -119,6 +127,27 @@ pub const fn is_half_open(protocol: u8, seen: u8) -> bool {
     protocol == PROTO_TCP && seen & Flow::<crate::Addr4>::ESTABLISHED == 0
 }
 
+/// Whether a flow has proved that its client exists: by an ACK that only a receiver of the SYN-ACK can send, or, for
+/// UDP, by an answer from the backend or a second datagram. What has not is the first to go when room is needed.
+#[inline(always)]
+pub const fn is_promoted(protocol: u8, seen_to_backend: u8, seen_to_client: u8) -> bool {
+    seen_to_backend & Flow::<crate::Addr4>::ESTABLISHED != 0 || (protocol != PROTO_TCP && seen_to_client != 0)
+}
+
+/// Value of the per-CPU rings `half_open_v4` and `half_open_v6`: a flow that was opened and has not been promoted yet.
+/// A ring that comes round ends the oldest of them, so that no number of SYNs takes room from established flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HalfOpen<A> {
+    /// Key of the half to the backend.
+    pub key: FlowKey<A>,
+    /// [`Flow::created`] of that flow: tells it from a later one of the same tuple.
+    pub created: u32,
+    /// 1 when the slot has been used.
+    pub used: u32,
+}
+
+pod!(HalfOpen<crate::Addr4>, HalfOpen<crate::Addr6>);
 pod!(FlowKey<crate::Addr4>, FlowKey<crate::Addr6>, Flow<crate::Addr4>, Flow<crate::Addr6>);
 
 const _: () = assert!(size_of::<FlowKey<crate::Addr4>>() == 16);

@@ -9,10 +9,18 @@ use crate::pod;
 pub struct InterfaceMac {
     /// The interface's own MAC.
     pub mac: [u8; 6],
-    /// Padding.
-    pub _pad: [u8; 2],
+    /// Its MTU, in bytes from the IP header on; 0 when unknown.
+    pub mtu: u16,
+    /// Bits of [`InterfaceMac::GENERIC`].
+    pub flags: u32,
+}
+
+impl InterfaceMac {
+    /// The program runs in the kernel's generic path, where a packet may be many segments in one that the kernel cuts
+    /// again on the way out: its length says nothing of the MTU.
+    pub const GENERIC: u32 = 1 << 0;
 }
 
 pod!(InterfaceMac);
 
-const _: () = assert!(size_of::<InterfaceMac>() == 8);
+const _: () = assert!(size_of::<InterfaceMac>() == 12);

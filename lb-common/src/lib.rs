@@ -12,6 +12,7 @@ pub mod addr;
 pub mod backend;
 pub mod counters;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod interface;
 pub mod listener;
@@ -21,15 +22,16 @@ pub mod settings;
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
 pub use counters::{Counters, Traffic};
-pub use flow::{Flow, FlowKey};
+pub use flow::{Flow, FlowKey, HalfOpen};
+pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
-pub use listener::{Listener, ListenerKey};
-pub use reason::{Drops, Reason};
+pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};
+pub use reason::{Drops, Kind, Reason};
 pub use settings::Settings;
 
 /// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
 /// carry another one. Raise it with every change of a layout or of a field's meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
 /// the old ones have drained.
@@ -46,6 +48,34 @@ pub const MAX_VIPS: u32 = MAX_LISTENERS;
 
 /// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
 pub const MAX_STRAYS: u32 = 16_384;
+
+/// Entries in the map `listener_ranges`: a range of ports is at most 30 prefixes, of both protocols twice that.
+pub const MAX_LISTENER_RANGES: u32 = 65_536;
+
+/// Entries in the map `source_rules`.
+pub const MAX_SOURCE_RULES: u32 = 1 << 20;
+
+/// Words of 64 bits in the map `reserved_ports`: a bit for each port.
+pub const RESERVED_PORT_WORDS: u32 = 1024;
+
+/// Slots of the rings of half-open flows, over all CPUs, unless there are so many CPUs that
+/// [`MIN_HALF_OPEN_PER_CPU`] is more.
+pub const HALF_OPEN_SLOTS: u32 = 131_072;
+
+/// Slots that the ring of each CPU has at least.
+pub const MIN_HALF_OPEN_PER_CPU: u32 = 4_096;
+
+/// Seconds after which a TCP flow without the client's ACK ends, and its slot in the ring means nothing any more.
+pub const HALF_OPEN_S: u32 = 5;
+
+/// Bytes of the ring `held_fragments`.
+pub const HELD_FRAGMENTS_BYTES: u32 = 1 << 22;
+
+/// Bytes of the ring `events`.
+pub const EVENTS_BYTES: u32 = 1 << 18;
+
+/// Events that a CPU puts into the ring each second at most.
+pub const EVENTS_PER_SECOND: u64 = 64;
 
 /// Entries in the map `interfaces`.
 pub const MAX_INTERFACES: u32 = 256;

@@ -18,8 +18,15 @@ pub struct Settings {
     pub snat_addresses_v4: u16,
     /// Addresses in use in `snat_addresses_v6`; 0: the listener's VIP.
     pub snat_addresses_v6: u16,
+    /// Bits of [`Settings::ICMP_ECHO`].
+    pub flags: u32,
+}
+
+impl Settings {
+    /// VIPs answer echo requests.
+    pub const ICMP_ECHO: u32 = 1 << 0;
 }
 
 pod!(Settings);
 
-const _: () = assert!(size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Settings>() == 20);

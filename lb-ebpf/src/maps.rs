@@ -3,18 +3,43 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::LpmTrie;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, Flow, FlowKey, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS,
-    MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_STRAYS, MAX_VIPS,
-    MaglevTable, SNAT_CURSORS, Settings,
+    Addr4, Addr6, Backend, Counters, Drops, EVENTS_BYTES, Event, Flow, FlowKey, FragmentKey, FragmentPorts,
+    HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener, ListenerKey,
+    MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS,
+    MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RESERVED_PORT_WORDS, RangeKey,
+    RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
+
+use crate::parse::Packet;
+use crate::snat::Search;
+
+/// The programs that are called for what the attached one does not do itself; the numbers stand in `family`. Written by
+/// the controller.
+#[btf_map(name = "journeys")]
+pub(crate) static JOURNEYS: ProgramArray<10> = ProgramArray::new();
+
+/// What the programs that answer have to do. Written and read here, within one packet.
+#[btf_map(name = "answer")]
+pub(crate) static ANSWER: PerCpuArray<[u32; 4], 1> = PerCpuArray::new();
+
+/// ICMP errors that this CPU has sent in the running second. Written and read here.
+#[btf_map(name = "answer_rates")]
+pub(crate) static ANSWER_RATES: PerCpuArray<RateWindow, 1> = PerCpuArray::new();
 
 /// Ticks (jiffies) in a second. Read-only data, so the compiler of the kernel folds it.
 #[unsafe(no_mangle)]
 pub(crate) static TICKS_PER_SECOND: Global<u32> = Global::new(250);
+
+/// Slots in the ring of half-open flows of each CPU: the size of the maps `half_open_v4` and `half_open_v6`.
+#[unsafe(no_mangle)]
+pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 
 /// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
 const CONNECTION_HALVES: usize = 2 << 20;
@@ -34,6 +59,19 @@ pub(crate) static CONNECTIONS_V6: Connections<Addr6> = Connections::new();
 /// Listeners. Written by the controller; read here for packets without a flow.
 #[btf_map(name = "listeners")]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, { MAX_LISTENER_KEYS as usize }> = HashMap::new();
+
+/// Listeners of many ports, by prefixes of ports. Written by the controller; read here for packets without a flow.
+#[btf_map(name = "listener_ranges")]
+pub(crate) static LISTENER_RANGES: LpmTrie<RangeKey, Listener, { MAX_LISTENER_RANGES as usize }> =
+    LpmTrie::new();
+
+/// Who may open flows. Written by the controller; read here for new flows of listeners that have such rules.
+#[btf_map(name = "source_rules")]
+pub(crate) static SOURCE_RULES: LpmTrie<SourceKey, u32, { MAX_SOURCE_RULES as usize }> = LpmTrie::new();
+
+/// New flows of the running second, by listener id. Written and read here, for listeners that have a limit.
+#[btf_map(name = "new_flow_rates")]
+pub(crate) static NEW_FLOW_RATES: Array<RateWindow, { MAX_LISTENERS as usize }> = Array::new();
 
 /// VIPs. Written by the controller; its counters are written here, for packets to no listener.
 #[btf_map(name = "vips")]
@@ -72,6 +110,42 @@ pub(crate) static SNAT_ADDRESSES_V4: Array<Addr4, { MAX_SNAT_ADDRESSES as usize 
 #[btf_map(name = "snat_addresses_v6")]
 pub(crate) static SNAT_ADDRESSES_V6: Array<Addr6, { MAX_SNAT_ADDRESSES as usize }> = Array::new();
 
+/// Ports that are never used for SNAT because the host uses them, a bit each. Written by the controller; read here
+/// for new flows.
+#[btf_map(name = "reserved_ports")]
+pub(crate) static RESERVED_PORTS: Array<u64, { RESERVED_PORT_WORDS as usize }> = Array::new();
+
+/// Flows that have not been promoted yet, a ring for each CPU. Written and read here.
+#[btf_map(name = "half_open_v4")]
+pub(crate) static HALF_OPEN_V4: PerCpuArray<HalfOpen<Addr4>, { HALF_OPEN_SLOTS as usize }> =
+    PerCpuArray::new();
+
+/// Flows that have not been promoted yet, a ring for each CPU. Written and read here.
+#[btf_map(name = "half_open_v6")]
+pub(crate) static HALF_OPEN_V6: PerCpuArray<HalfOpen<Addr6>, { HALF_OPEN_SLOTS as usize }> =
+    PerCpuArray::new();
+
+/// The slot of each ring that is used next: IPv4, IPv6. Written and read here.
+#[btf_map(name = "half_open_next")]
+pub(crate) static HALF_OPEN_NEXT: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+
+/// Ports of fragmented datagrams under way. Written and read here; read by the controller for held fragments.
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { MAX_FRAGMENTED as usize }> =
+    LruHashMap::new();
+
+/// Fragments that came before their first. Written here; read by the controller, which sends them round again.
+#[btf_map(name = "held_fragments")]
+pub(crate) static HELD_FRAGMENTS: RingBuf<HeldFragment, { HELD_FRAGMENTS_BYTES as usize }> = RingBuf::new();
+
+/// Samples of what happened to packets. Written here; read by the controller.
+#[btf_map(name = "events")]
+pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// How many events this CPU has put into the ring in which second. Written and read here.
+#[btf_map(name = "event_rates")]
+pub(crate) static EVENT_RATES: PerCpuArray<RateWindow, 1> = PerCpuArray::new();
+
 /// Where the search for a free SNAT port goes on, for each group of destinations. Written and read here.
 #[btf_map(name = "snat_cursors")]
 pub(crate) static SNAT_CURSOR: Array<u64, { SNAT_CURSORS as usize }> = Array::new();
@@ -84,7 +158,7 @@ pub(crate) static LISTENER_COUNTERS: PerCpuArray<Counters, { MAX_LISTENERS as us
 #[btf_map(name = "backend_counters")]
 pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
 
-/// Drops by reason: index 0 without a listener, then by listener id. Written here; read by the controller.
+/// Packets by reason: index 0 without a listener, then by listener id. Written here; read by the controller.
 #[btf_map(name = "drops")]
 pub(crate) static DROPS: PerCpuArray<Drops, { MAX_LISTENERS as usize + 1 }> = PerCpuArray::new();
 
@@ -97,6 +171,38 @@ pub(crate) struct Opening<A> {
     /// The half to insert.
     pub(crate) half: Flow<A>,
 }
+
+/// A packet on the long way. It lives in a map because that way needs the stack for keys.
+#[repr(C)]
+pub(crate) struct Scratch<A> {
+    /// The packet.
+    pub(crate) packet: Packet<A>,
+    /// Key of the packet that an ICMP error is about.
+    pub(crate) key: FlowKey<A>,
+    /// Other keys.
+    pub(crate) keys: Keys,
+}
+
+/// Keys of the maps that new flows are looked up in.
+#[repr(C)]
+pub(crate) struct Keys {
+    /// Of `listeners`; its address is that of `vips` too.
+    pub(crate) listener: ListenerKey,
+    /// Of `listener_ranges`.
+    pub(crate) range: Key<RangeKey>,
+    /// Of `source_rules`.
+    pub(crate) source: Key<SourceKey>,
+    /// The search for a SNAT port that goes with them.
+    pub(crate) search: Search,
+}
+
+/// Scratch memory of the long way. Written and read here, within one run of a program.
+#[btf_map(name = "scratch_v4")]
+pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new();
+
+/// Scratch memory of the long way. Written and read here, within one run of a program.
+#[btf_map(name = "scratch_v6")]
+pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
 
 /// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
 #[btf_map(name = "opening_v4")]
