@@ -12,4 +12,6 @@ pub mod instance;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod privilege;
+pub mod service_manager;
 pub mod status;

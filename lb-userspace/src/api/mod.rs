@@ -122,7 +122,8 @@ pub enum Answer {
 /// A question on its way to the controller.
 pub type Call = (Question, oneshot::Sender<Answer>);
 
-/// Serves the API on a unix socket of mode 0600 until the process ends.
+/// Serves the API on a unix socket of mode 0600 until nobody takes calls any more; the task ends when what was asked
+/// until then is answered.
 ///
 /// # Errors
 ///
@@ -134,9 +135,10 @@ pub fn serve(socket: &Path, calls: mpsc::Sender<Call>) -> Result<tokio::task::Jo
         UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
         .context("cannot restrict the API socket")?;
-    let router = routes::router(calls, Access::Owner);
+    let router = routes::router(calls.clone(), Access::Owner);
+    let end = async move { calls.closed().await };
     Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(end).await {
             tracing::error!("the API stopped: {error}");
         }
     }))

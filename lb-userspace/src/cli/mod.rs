@@ -7,6 +7,7 @@ mod detach;
 mod diagnose;
 mod doctor;
 mod events;
+mod generate;
 mod paint;
 mod run;
 mod show;
@@ -86,6 +87,9 @@ enum Command {
     Online(ask::Backend),
     /// Remove the data plane, its pins and the addresses it assigned
     Detach(Target),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Generate(generate::Generate),
     /// List live flows, with or without a running controller
     Connections(connections::Connections),
     /// Ask the loaded program what it would do with a packet (not supported yet)
@@ -162,6 +166,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Offline(backend) => backend.execute(Action::Offline).await,
         Command::Online(backend) => backend.execute(Action::Online).await,
         Command::Detach(target) => detach::execute(&target.instance()?).await,
+        Command::Generate(generate) => generate.execute(),
         Command::Connections(connections) => connections.execute().await,
         Command::Explain(_) => later("explain"),
         Command::Top(top) => top.execute().await,

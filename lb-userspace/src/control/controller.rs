@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::apply::Applier;
@@ -37,6 +38,7 @@ use crate::instance::Instance;
 use crate::metrics;
 use crate::network::next_hop::{Resolver, Ways};
 use crate::network::{self, vip};
+use crate::service_manager::ServiceManager;
 
 /// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
 const GATHER: Duration = Duration::from_millis(10);
@@ -49,6 +51,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How long a status waits for a fresh count of flows.
 const FRESH_CENSUS: Duration = Duration::from_millis(200);
+
+/// How long the end waits until those who have asked have read their answers; `lb detach` is one of them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,9 @@ pub struct Controller {
     drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
     tcp_api: TcpApi,
+    /// The task that carries the calls.
+    api: Option<JoinHandle<()>>,
+    service_manager: ServiceManager,
 }
 
 /// What the desired state depends on, as the controller knows it.
@@ -189,6 +197,8 @@ impl Controller {
             events,
             calls,
             tcp_api: TcpApi::new(ask.clone()),
+            api: None,
+            service_manager: ServiceManager::from_environment(),
         };
         if let Err(error) = controller.take_up(ask).await {
             // What a failed start has made is of no use to anybody; what it has adopted still forwards.
@@ -211,7 +221,7 @@ impl Controller {
         self.attach()?;
         self.assign_vips()?;
         self.judge_host_ports();
-        api::serve(&self.instance.socket(), ask)?;
+        self.api = Some(api::serve(&self.instance.socket(), ask)?);
         Ok(())
     }
 
@@ -231,9 +241,11 @@ impl Controller {
                 is_ready = true;
                 // Nobody may be listening any more.
                 let _ = writeln!(std::io::stdout(), "ready");
+                self.service_manager.ready();
             }
             tokio::select! {
                 biased;
+                () = self.service_manager.due() => self.service_manager.is_alive(),
                 () = until(apply_at) => {
                     apply_at = None;
                     self.apply_or_complain();
@@ -260,7 +272,14 @@ impl Controller {
                 _ = housekeeping.tick() => self.keep_house(),
             }
         };
-        info!("stopping; {}", farewell(stopped, self.config.lb.on_exit));
+        let farewell = farewell(stopped, self.config.lb.on_exit);
+        info!("stopping; {farewell}");
+        self.service_manager.stopping(farewell);
+        drop(self.calls);
+        if let Some(api) = self.api {
+            // Whoever reads slower than that has to do without.
+            let _ = timeout(LAST_WORDS, api).await;
+        }
         Ok((stopped, self.config.lb.on_exit))
     }
 
@@ -508,6 +527,7 @@ impl Controller {
     /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
     /// of it.
     async fn reload(&mut self) -> Result<(), Refusal> {
+        self.service_manager.reloading();
         let switched = match config::load(&self.file) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
@@ -519,6 +539,7 @@ impl Controller {
         };
         self.last_reload_error = switched.as_ref().err().map(Refusal::text);
         self.reload_failures += u64::from(switched.is_err());
+        self.service_manager.reloaded(switched.is_ok());
         switched
     }
 
