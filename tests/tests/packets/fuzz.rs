@@ -86,9 +86,9 @@ fn seed() -> Result<u64> {
 struct Tally {
     forwarded: u64,
     bytes: u64,
-    /// Of those forwarded, ICMP errors about flows.
+    /// ICMP errors about flows, forwarded.
     errors: u64,
-    /// Of those forwarded, fragments.
+    /// Of the packets forwarded, fragments.
     fragments: u64,
     dropped: u64,
     passed: u64,
@@ -210,9 +210,12 @@ impl Fuzzer {
             return Ok(());
         }
         translated?;
+        if before.is_icmp() {
+            self.tally.errors += 1;
+            return Ok(());
+        }
         self.tally.forwarded += 1;
         self.tally.bytes += before.ip_length() as u64;
-        self.tally.errors += u64::from(before.is_icmp());
         self.tally.fragments += u64::from(before.part.is_some());
         if before.has_ports() && before.part.is_none() {
             let answer = match self.random.random_range(0..4) {

@@ -31,10 +31,12 @@ impl<'a> Player<'a> {
     ) -> Result<Counts> {
         let (src, dst) = sent.tuple(before);
         let config = self.bench.config();
-        let traffic = match (sent.ends.and_then(|ends| ends.about), to.about) {
-            (Some(before_about), Some(about)) => error_of(config, before, before_about, about)?,
-            _ => traffic_of(config, before.protocol, (src, dst), (to.src, to.dst))?,
-        };
+        if to.about.is_some() {
+            let mut counts = notes(step)?;
+            counts.add_reason("", Reason::IcmpTranslated, 1);
+            return Ok(counts);
+        }
+        let traffic = traffic_of(config, before.protocol, (src, dst), (to.src, to.dst))?;
         let backend = match &out.to {
             Some(host) => {
                 let address = self.network.host(host)?.address(self.family);
@@ -45,9 +47,6 @@ impl<'a> Player<'a> {
         let mut whose = vec![format!("listener {}", traffic.listener.name)];
         whose.extend(backend_name(config, traffic.listener, backend));
         let mut counts = notes(step)?;
-        if to.about.is_some() {
-            counts.add_reason("", Reason::IcmpTranslated, 1);
-        }
         for whose in whose {
             let direction = traffic.direction;
             counts.add(format!("{whose} {direction}.packets"), 1);
@@ -55,7 +54,7 @@ impl<'a> Player<'a> {
             counts.add(format!("{whose} new_flows"), step.opens.into());
             counts.add(format!("{whose} refused"), step.refused.into());
         }
-        if traffic.direction == "to_backend" && to.about.is_none() {
+        if traffic.direction == "to_backend" {
             require_fit_source(config, before.protocol, (src, dst), to.src)?;
             let seen = if out.to.is_some() {
                 (before.protocol, src, backend)
@@ -135,22 +134,6 @@ fn traffic_of(
     let listener = listener_for(config, protocol, after.0)
         .with_context(|| format!("an answer comes from a listener, not from {}", after.0))?;
     Ok(Traffic { listener, backend: before.0, direction: "to_client" })
-}
-
-/// Whose traffic an ICMP error is: what it is about was sent in the other direction.
-fn error_of<'c>(
-    config: &'c Config,
-    error: &Dissected<'_>,
-    before: (SocketAddr, SocketAddr),
-    after: (SocketAddr, SocketAddr),
-) -> Result<Traffic<'c>> {
-    let protocol = error.about()?.protocol;
-    if let Some(listener) = listener_for(config, protocol, before.0) {
-        return Ok(Traffic { listener, backend: after.0, direction: "to_backend" });
-    }
-    let listener = listener_for(config, protocol, after.1)
-        .with_context(|| format!("the client sent to a listener, not to {}", after.1))?;
-    Ok(Traffic { listener, backend: before.1, direction: "to_client" })
 }
 
 /// A source that translation chose must be one that it may use.
