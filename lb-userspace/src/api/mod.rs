@@ -37,6 +37,8 @@ pub enum Question {
         /// Name of a set.
         set: Option<String>,
     },
+    /// The last events of packets.
+    Events,
     /// The metrics, as text.
     Metrics,
     /// Read the file again.
@@ -148,6 +150,7 @@ fn router(calls: mpsc::Sender<Call>) -> Router {
             "/v1/diagnose/{set}",
             get(|State(calls), UrlPath(set)| ask(calls, Question::Diagnose { set: Some(set) })),
         )
+        .route("/v1/events", get(|State(calls)| ask(calls, Question::Events)))
         .route("/metrics", get(|State(calls)| ask(calls, Question::Metrics)))
         .route("/v1/reload", post(|State(calls)| ask(calls, Question::Reload)))
         .route("/v1/detach", post(|State(calls)| ask(calls, Question::Detach)))

@@ -111,7 +111,7 @@ impl Bench {
     ///
     /// If the map cannot be written.
     pub fn set_interface(&mut self, index: u32, interface: InterfaceMac) -> Result<()> {
-        self.plane.set_interface(index, interface)
+        self.plane.dataplane.maps.set_interface(index, &interface)
     }
 
     /// Takes the fragment that has been held longest.
@@ -203,6 +203,15 @@ impl Bench {
     /// If a map cannot be read or written.
     pub fn age(&mut self, time: Duration) -> Result<()> {
         self.plane.age(time)
+    }
+
+    /// Makes every flow belong to the backend with this id, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        self.plane.set_backend_of_flows(id)
     }
 
     /// Everything the connection maps hold.

@@ -11,8 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, MapType, RingBuf};
 use lb_common::{
-    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, InterfaceMac, PROTO_TCP,
-    RateWindow,
+    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, PROTO_TCP, RateWindow,
 };
 use lb_userspace::dataplane::{Collector, Dataplane, LoadOptions};
 use nix::unistd::geteuid;
@@ -127,12 +126,6 @@ impl Loaded {
         change::<Addr6>(self.map("connections_v6")?, cut)
     }
 
-    /// Tells the program of an interface.
-    pub(super) fn set_interface(&mut self, index: u32, interface: InterfaceMac) -> Result<()> {
-        let mut interfaces = hash_map::<u32, InterfaceMac>(self.map("interfaces")?)?;
-        Ok(interfaces.insert(index, interface, 0)?)
-    }
-
     /// The fragment that has been held longest; it is held no longer.
     pub(super) fn held(&mut self) -> Result<Option<Held>> {
         let mut ring = RingBuf::try_from(Map::RingBuf(self.map("held_fragments")?))?;
@@ -155,6 +148,12 @@ impl Loaded {
             rates.set(listener, change(rate), 0)?;
         }
         Ok(())
+    }
+
+    /// Makes every flow belong to this backend.
+    pub(super) fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        change::<Addr4>(self.map("connections_v4")?, |_, half| half.backend = id)?;
+        change::<Addr6>(self.map("connections_v6")?, |_, half| half.backend = id)
     }
 
     /// Everything the connection maps hold.
