@@ -12,7 +12,7 @@ use lb_userspace::control::{Applier, Desired};
 use lb_userspace::dataplane::collect::IdleTimeouts;
 use lb_userspace::dataplane::{Census, Limits};
 
-use super::plane::Plane;
+use super::plane::{Held, Plane};
 use super::{Counts, Half, Network, States};
 
 /// What the program decided (`enum xdp_action`).
@@ -96,16 +96,40 @@ impl Bench {
         self.apply()
     }
 
-    /// Tells the program the MACs of the balancer's interfaces, as the controller does when it attaches.
+    /// Tells the program of the balancer's interfaces, as the controller does when it attaches.
     ///
     /// # Errors
     ///
     /// If the map cannot be written.
     pub fn introduce(&mut self, network: &Network) -> Result<()> {
-        let maps = &mut self.plane.dataplane.maps;
-        network.interfaces.values().try_for_each(|own| {
-            maps.set_interface(own.index, &InterfaceMac { mac: own.mac.0, ..InterfaceMac::default() })
-        })
+        network.interfaces.values().try_for_each(|own| self.set_interface(own.index, network.told(own)))
+    }
+
+    /// Tells the program of an interface by its index.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn set_interface(&mut self, index: u32, interface: InterfaceMac) -> Result<()> {
+        self.plane.dataplane.maps.set_interface(index, &interface)
+    }
+
+    /// Takes the fragment that has been held longest.
+    ///
+    /// # Errors
+    ///
+    /// If the ring cannot be read.
+    pub fn held(&mut self) -> Result<Option<Held>> {
+        self.plane.held()
+    }
+
+    /// Marks all TCP flows as ended by the controller.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn cut(&mut self) -> Result<()> {
+        self.plane.cut()
     }
 
     /// Forgets what the controller knew and reads it from the maps again, as after `kill -9`.

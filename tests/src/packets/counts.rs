@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
-use lb_common::{Counters, Drops, Reason};
+use lb_common::{Counters, Drops, Kind, Reason};
 use lb_userspace::control::desired::Names;
 use lb_userspace::dataplane::Maps;
 
-/// Counters by name, for example `listener web to_backend.packets`, `backend web/alpha new_flows` or
-/// `drops web no_backend`; those at zero are left out, so that equal counts are equal maps.
+/// Counters by name, for example `listener web to_backend.packets`, `backend web/alpha new_flows`,
+/// `drops web no_backend`, `passes not_ours` or `notes answered`; those at zero are left out, so that equal counts are equal maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts(BTreeMap<String, u64>);
 
@@ -40,14 +40,36 @@ impl Counts {
 
     fn add_drops(&mut self, listener: &str, drops: &Drops) {
         for &reason in Reason::ALL {
-            self.add_drop(listener, reason, drops.get(reason));
+            self.add_reason(listener, reason, drops.get(reason));
         }
     }
 
-    /// Counts drops of a listener, or, under the empty name, those without one.
-    pub fn add_drop(&mut self, listener: &str, reason: Reason, packets: u64) {
+    /// Counts packets by reason: drops of a listener, or, under the empty name, those without one. What is no drop is
+    /// counted alike for all, since the listener is not always known.
+    pub fn add_reason(&mut self, listener: &str, reason: Reason, packets: u64) {
         let whose = if listener.is_empty() { "(no listener)" } else { listener };
-        self.add(format!("drops {whose} {}", reason.name()), packets);
+        let name = reason.name();
+        let counter = match reason.kind() {
+            _ if reason == Reason::NoListener => format!("passes {name}"),
+            Kind::Drop => format!("drops {whose} {name}"),
+            Kind::Pass => format!("passes {name}"),
+            Kind::Note => format!("notes {name}"),
+        };
+        self.add(counter, packets);
+    }
+
+    /// Adds the only counter of `moved` that counts packets left to the kernel, whatever the reason.
+    ///
+    /// # Errors
+    ///
+    /// If there is none or several.
+    pub fn add_any_pass(&mut self, moved: &Self) -> Result<()> {
+        let passes: Vec<_> = moved.0.iter().filter(|(name, _)| name.starts_with("passes ")).collect();
+        match passes[..] {
+            [(name, 1)] => self.add(name.clone(), 1),
+            _ => anyhow::bail!("expected one pass to be counted, found\n{moved}"),
+        }
+        Ok(())
     }
 
     /// Adds to one counter.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
-use lb_common::NextHop;
+use lb_common::{InterfaceMac, NextHop};
 use lb_userspace::control::Way;
 use serde::Deserialize;
 
@@ -93,6 +93,8 @@ fn front() -> String {
 pub struct Network {
     /// Prefix lengths of the balancer's segments.
     onlink_prefix_len: PrefixLengths,
+    /// MTU of all links, in bytes from the IP header on.
+    pub mtu: u16,
     /// Of the balancer.
     #[serde(rename = "interface")]
     pub interfaces: BTreeMap<String, Interface>,
@@ -148,6 +150,11 @@ impl Network {
         })
     }
 
+    /// What the program is told of an interface.
+    pub const fn told(&self, interface: &Interface) -> InterfaceMac {
+        InterfaceMac { mac: interface.mac.0, mtu: self.mtu, flags: 0 }
+    }
+
     /// The address of a host; a literal address stands for itself.
     ///
     /// # Errors
@@ -187,7 +194,7 @@ impl Network {
         Ok(Way {
             next_hop: NextHop { ifindex: index, peer: host.mac.0, local: mac.0 },
             onlink_prefix_len: if host.onlink { prefix_len } else { 0 },
-            mtu: 1500,
+            mtu: self.mtu,
         })
     }
 

@@ -1,14 +1,18 @@
 //! A loaded data plane without the controller's half: kept from test to test, since loading costs more than most
 //! tests, and opened for what only tests do to connection maps.
 
+use std::collections::BTreeSet;
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{HashMap, Map, MapData};
-use lb_common::{Addr4, Addr6, Flow, FlowKey};
+use aya::maps::{Array, HashMap, Map, MapData, MapType, RingBuf};
+use lb_common::{
+    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, PROTO_TCP, RateWindow,
+};
 use lb_userspace::dataplane::{Collector, Dataplane, LoadOptions};
 use nix::unistd::geteuid;
 
@@ -24,6 +28,15 @@ pub struct Half {
     pub leaves: (SocketAddr, SocketAddr),
     /// Whether it is the direction from the client.
     pub is_to_backend: bool,
+}
+
+/// A fragment that came before its first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Index of the interface it came in through.
+    pub ingress: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
 }
 
 /// The loaded object.
@@ -65,8 +78,11 @@ impl Plane {
     /// Keeps it for the next test. The caller has emptied all maps but those of connections.
     pub(super) fn give_back(&mut self) -> Result<()> {
         let Some(mut loaded) = self.loaded.take() else { return Ok(()) };
-        clear::<Addr4>(loaded.map("connections_v4")?)?;
-        clear::<Addr6>(loaded.map("connections_v6")?)?;
+        clear::<FlowKey<Addr4>, Flow<Addr4>>(loaded.map("connections_v4")?)?;
+        clear::<FlowKey<Addr6>, Flow<Addr6>>(loaded.map("connections_v6")?)?;
+        clear::<FragmentKey, FragmentPorts>(loaded.map("fragments")?)?;
+        loaded.change_rates(|_| RateWindow::default())?;
+        while loaded.held()?.is_some() {}
         IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(loaded);
         Ok(())
     }
@@ -94,19 +110,50 @@ impl Loaded {
         Ok(Self { dataplane, collector, max_connections })
     }
 
-    /// Makes every flow older: by at least this time, ticks being coarse.
+    /// Makes everything that remembers a time older: by at least this time, ticks being coarse.
     pub(super) fn age(&mut self, time: Duration) -> Result<()> {
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
         let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
         let ticks = u32::try_from(ticks).context("too long a time")?;
-        change::<Addr4>(self.map("connections_v4")?, |half| make_older(half, ticks))?;
-        change::<Addr6>(self.map("connections_v6")?, |half| make_older(half, ticks))
+        change::<Addr4>(self.map("connections_v4")?, |_, half| older(half, ticks))?;
+        change::<Addr6>(self.map("connections_v6")?, |_, half| older(half, ticks))?;
+        self.change_rates(|rate| RateWindow { second: rate.second.saturating_sub(time.as_secs()), ..rate })
+    }
+
+    /// Marks all TCP flows as ended by the controller.
+    pub(super) fn cut(&mut self) -> Result<()> {
+        change::<Addr4>(self.map("connections_v4")?, cut)?;
+        change::<Addr6>(self.map("connections_v6")?, cut)
+    }
+
+    /// The fragment that has been held longest; it is held no longer.
+    pub(super) fn held(&mut self) -> Result<Option<Held>> {
+        let mut ring = RingBuf::try_from(Map::RingBuf(self.map("held_fragments")?))?;
+        let Some(record) = ring.next() else { return Ok(None) };
+        let number = |at: usize| {
+            let bytes = record.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(u32::from_ne_bytes).context("a record of `held_fragments` is too short")
+        };
+        let length = number(offset_of!(HeldFragment, length))? as usize;
+        let begin = offset_of!(HeldFragment, frame);
+        let frame = record.get(begin..begin + length).context("a held fragment is cut off")?.to_vec();
+        Ok(Some(Held { ingress: number(offset_of!(HeldFragment, ingress))?, frame }))
+    }
+
+    /// Changes how many new flows each listener has seen in the running second.
+    fn change_rates(&mut self, change: impl Fn(RateWindow) -> RateWindow) -> Result<()> {
+        let mut rates: Array<MapData, RateWindow> = Map::Array(self.map("new_flow_rates")?).try_into()?;
+        for listener in 0..LISTENERS {
+            let rate = rates.get(&listener, 0)?;
+            rates.set(listener, change(rate), 0)?;
+        }
+        Ok(())
     }
 
     /// Makes every flow belong to this backend.
     pub(super) fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
-        change::<Addr4>(self.map("connections_v4")?, |half| half.backend = id)?;
-        change::<Addr6>(self.map("connections_v6")?, |half| half.backend = id)
+        change::<Addr4>(self.map("connections_v4")?, |_, half| half.backend = id)?;
+        change::<Addr6>(self.map("connections_v6")?, |_, half| half.backend = id)
     }
 
     /// Everything the connection maps hold.
@@ -117,52 +164,62 @@ impl Loaded {
         Ok(halves)
     }
 
-    /// A map by name, opened through the loaded program: connection maps themselves belong to the collector.
+    /// A map by name, opened through the loaded programs: most maps themselves belong to the controller's half.
     fn map(&mut self, name: &str) -> Result<MapData> {
-        let info = self.dataplane.program()?.info()?;
-        for id in info.map_ids()?.context("this kernel does not tell which maps a program has")? {
+        let mut ids = BTreeSet::new();
+        for (_, program) in self.dataplane.ebpf().programs() {
+            // A program that is not loaded has no maps.
+            let Ok(info) = program.info() else { continue };
+            ids.extend(info.map_ids()?.context("this kernel does not tell which maps a program has")?);
+        }
+        for id in ids {
             let map = MapData::from_id(id)?;
             if map.info()?.name_as_str() == Some(name) {
                 return Ok(map);
             }
         }
-        bail!("the program has no map `{name}`")
+        bail!("the programs have no map `{name}`")
     }
 }
 
-fn open<A>(map: MapData) -> Result<HashMap<MapData, FlowKey<A>, Flow<A>>>
+/// Ids of listeners that tests use.
+const LISTENERS: u32 = 8;
+
+fn hash_map<K: aya::Pod, V: aya::Pod>(map: MapData) -> Result<HashMap<MapData, K, V>> {
+    let map = match map.info()?.map_type()? {
+        MapType::LruHash => Map::LruHashMap(map),
+        _ => Map::HashMap(map),
+    };
+    map.try_into().context("a map is of another type than expected")
+}
+
+fn change<A>(map: MapData, change: impl Fn(&FlowKey<A>, &mut Flow<A>)) -> Result<()>
 where
     FlowKey<A>: aya::Pod,
     Flow<A>: aya::Pod,
 {
-    Map::HashMap(map).try_into().context("a connection map is of another type than expected")
-}
-
-fn make_older<A>(half: &mut Flow<A>, ticks: u32) {
-    half.created = half.created.wrapping_sub(ticks);
-    half.last_seen = half.last_seen.wrapping_sub(ticks);
-}
-
-fn change<A>(map: MapData, mut change: impl FnMut(&mut Flow<A>)) -> Result<()>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut map = open::<A>(map)?;
+    let mut map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
     let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
     for (key, mut half) in entries {
-        change(&mut half);
+        change(&key, &mut half);
         map.insert(key, half, 0)?;
     }
     Ok(())
 }
 
-fn clear<A>(map: MapData) -> Result<()>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut map = open::<A>(map)?;
+const fn older<A>(half: &mut Flow<A>, ticks: u32) {
+    half.created = half.created.wrapping_sub(ticks);
+    half.last_seen = half.last_seen.wrapping_sub(ticks);
+}
+
+fn cut<A>(key: &FlowKey<A>, half: &mut Flow<A>) {
+    if key.protocol == PROTO_TCP {
+        half.flags |= Flow::<A>::CUT;
+    }
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(map: MapData) -> Result<()> {
+    let mut map = hash_map::<K, V>(map)?;
     for key in map.keys().collect::<Result<Vec<_>, _>>()? {
         map.remove(&key)?;
     }
@@ -187,6 +244,6 @@ where
         ),
         is_to_backend: flow.direction == Flow::<A>::TO_BACKEND,
     };
-    let entries = open::<A>(map)?.iter().collect::<Result<Vec<_>, _>>()?;
+    let entries = hash_map::<FlowKey<A>, Flow<A>>(map)?.iter().collect::<Result<Vec<_>, _>>()?;
     Ok(entries.into_iter().map(half).collect())
 }

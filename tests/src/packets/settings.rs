@@ -1,7 +1,9 @@
 //! From the configuration of a case, which is that of `lb` with hosts' names for addresses, to the one that the
 //! controller reads. What a packet case does not care about is filled in here, so that it need not be written.
 
-use anyhow::{Result, anyhow};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result, anyhow};
 use lb_userspace::config::{self, Config};
 use toml::{Table, Value};
 
@@ -92,6 +94,11 @@ fn resolve(table: &mut Table, network: &Network, family: Family) -> Result<()> {
                     *name = address.to_string().into();
                 }
             }
+            Value::Array(networks) if key == "allow_sources" || key == "deny_sources" => {
+                for value in networks.iter_mut() {
+                    *value = source(value.as_str().unwrap_or_default(), network, family)?.into();
+                }
+            }
             Value::Table(table) => resolve(table, network, family)?,
             Value::Array(elements) => {
                 for element in elements.iter_mut().filter_map(Value::as_table_mut) {
@@ -102,6 +109,25 @@ fn resolve(table: &mut Table, network: &Network, family: Family) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The network that `host/24/64` stands for: a host's address with as many bits of it as are said for the family.
+fn source(text: &str, network: &Network, family: Family) -> Result<String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let [name, v4, v6] = parts[..] else { return Ok(text.to_owned()) };
+    let length = if family == Family::V4 { v4 } else { v6 };
+    let bits: u32 = length.parse().with_context(|| format!("expected a prefix length in `{text}`"))?;
+    let address = match network.address(name, family)? {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or_default();
+            IpAddr::from(Ipv4Addr::from_bits(v4.to_bits() & mask))
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or_default();
+            IpAddr::from(Ipv6Addr::from_bits(v6.to_bits() & mask))
+        }
+    };
+    Ok(format!("{address}/{length}"))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use lb_tests::packets::oracle::{self, Dissected};
 use lb_tests::packets::packet::{self, Ends};
 use lb_tests::packets::symbols::{Scope, Symbols};
 use lb_tests::packets::{Answer, Bench, Family, Network, Verdict, settings};
+use lb_userspace::control::Way;
 use toml::Table;
 
 /// A bench for one IP version.
@@ -70,6 +71,16 @@ impl Lab {
     pub(crate) fn reload(&mut self, config: &str, changes: &str) -> Result<()> {
         let config = settings::parse(&merged(config, changes)?, &self.network, self.family)?;
         let states = self.bench.states().clone();
+        self.bench.update(config, states)
+    }
+
+    /// Gives the way to a host another MTU.
+    pub(crate) fn narrow(&mut self, host: &str, mtu: u16) -> Result<()> {
+        let mut states = self.bench.states().clone();
+        let host = self.network.host(host)?;
+        let way = self.network.way(host, self.family)?;
+        states.ways.insert(host.address(self.family), Way { mtu, ..way });
+        let config = self.bench.config().clone();
         self.bench.update(config, states)
     }
 

@@ -1,7 +1,7 @@
 //! Frames cut off at every length: never a crash, never half a translation.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::packets::case::{Extension, Fragment, Hex, Packet};
+use lb_tests::packets::case::{Extension, Fragment, Hex, IcmpError, Packet, Tag};
 use lb_tests::packets::{Family, Verdict, oracle};
 use libtest_mimic::Trial;
 
@@ -49,8 +49,15 @@ fn new_ones(family: Family) -> Vec<Packet> {
         Packet { payload: "data".into(), ..tcp("client:40000", "vip:80", "PA") },
         udp("client:40000", "vip:80", ""),
         udp("client:40000", "vip:80", "a datagram"),
-        Packet { vlan: vec![100, 200], ..tcp("client:40000", "vip:80", "S") },
+        Packet { vlan: vec![Tag::Id(100), Tag::Id(200)], ..tcp("client:40000", "vip:80", "S") },
         Packet { echo: true, src: "client".into(), dst: "vip".into(), ..Packet::default() },
+        Packet {
+            error: Some(IcmpError::TimeExceeded),
+            about: Some(Box::new(udp("vip:80", "client:40000", "an answer"))),
+            src: "client".into(),
+            dst: "vip".into(),
+            ..Packet::default()
+        },
     ];
     match family {
         Family::V4 => packets.push(Packet { ip_options: options, ..tcp("client:40000", "vip:80", "S") }),

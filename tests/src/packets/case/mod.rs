@@ -10,6 +10,10 @@ use toml::{Spanned, Table};
 use super::Family;
 use super::network::Mac;
 
+mod packet;
+
+pub use packet::{Checksum, Claim, Extension, Fragment, Hex, IcmpError, Packet, Tag};
+
 /// A file of cases: one topic.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +51,8 @@ pub struct Case {
 pub struct Step {
     /// A packet that comes in.
     pub send: Option<Packet>,
+    /// The fragment that has been held longest comes in again, as the controller sends it when its first has come.
+    pub send_held: bool,
     /// How many of them; `+` in an endpoint counts along.
     pub repeat: Option<u16>,
     /// It leaves through the interface it came in through, like this.
@@ -57,6 +63,12 @@ pub struct Step {
     pub pass: Option<Pass>,
     /// It is dropped for this reason.
     pub drop: Option<String>,
+    /// It is held for its first fragment.
+    pub hold: bool,
+    /// The balancer answers it, besides dropping it where `drop` says so.
+    pub answer: Option<Reply>,
+    /// What else is counted.
+    pub notes: Vec<String>,
     /// The listener a drop is counted for, if the packet's destination does not tell; `""`: none.
     pub listener: Option<String>,
     /// Whether it opens a flow.
@@ -70,6 +82,12 @@ pub struct Step {
     pub health: BTreeMap<String, String>,
     /// Next hops, by host: `resolved` or `unresolved`.
     pub next_hop: BTreeMap<String, String>,
+    /// MTUs: of an interface, or of the way to a host.
+    pub mtu: BTreeMap<String, u16>,
+    /// Interfaces where the program runs in the kernel's generic path.
+    pub generic: Vec<String>,
+    /// Whether the controller ends all TCP flows: their next packets are turned into RSTs.
+    pub cut: bool,
     /// Seconds that pass; afterwards idle flows are collected.
     pub wait_s: Option<u64>,
     /// Whether the controller is killed and started again.
@@ -79,14 +97,30 @@ pub struct Step {
     pub connections: Option<usize>,
 }
 
-/// Whether a packet that goes to the kernel is counted.
+/// Under which name a packet is counted that goes to the kernel.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "`true`, or the name under which it is counted")]
+#[serde(untagged, expecting = "the name under which it is counted, or `true` for any")]
 pub enum Pass {
-    /// `true`: it is not.
-    Uncounted(True),
-    /// The name under which it is.
-    Counted(String),
+    /// `true`: under any one name.
+    Any(True),
+    /// This name.
+    Named(String),
+}
+
+/// What the balancer says itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// A RST to the sender.
+    Rst,
+    /// An ICMP port unreachable to the sender.
+    PortUnreachable,
+    /// An ICMP error with this MTU to the sender.
+    TooBig(u16),
+    /// An echo reply.
+    Echo,
+    /// The packet is turned into a RST like this.
+    TurnedIntoRst(Out),
 }
 
 /// The value `true`.
@@ -100,123 +134,6 @@ impl TryFrom<bool> for True {
     fn try_from(value: bool) -> Result<Self, Self::Error> {
         if value { Ok(Self) } else { Err("a packet that does not pass has another outcome; say that") }
     }
-}
-
-/// A packet as it is sent.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Packet {
-    /// Interface it comes in through; `front` if missing.
-    pub on: Option<String>,
-    /// Source: `host:port`.
-    pub src: String,
-    /// Destination: `host:port`.
-    pub dst: String,
-    /// Source MAC; that of the source host if missing.
-    pub src_mac: Option<Mac>,
-    /// Destination MAC; that of the interface if missing.
-    pub dst_mac: Option<Mac>,
-    /// VLAN tags, the outer one first: 802.1ad if there are two, else 802.1Q.
-    pub vlan: Vec<u16>,
-    /// TCP flags, a letter each: `F S R P A U E C`.
-    pub tcp: Option<String>,
-    /// UDP.
-    pub udp: bool,
-    /// ICMP or ICMPv6 echo request.
-    pub echo: bool,
-    /// Another IP protocol, by number, with nothing but the payload.
-    pub protocol: Option<u8>,
-    /// TCP sequence number.
-    pub seq: u32,
-    /// TCP acknowledgement number.
-    pub ack: u32,
-    /// TCP options, in hexadecimal, padded to whole words.
-    pub tcp_options: Hex,
-    /// Payload as text.
-    pub payload: String,
-    /// Payload in hexadecimal, after the text.
-    pub payload_hex: Hex,
-    /// Length of a payload of counted bytes, after both.
-    pub payload_length: usize,
-    /// TTL or hop limit; 64 if missing.
-    pub ttl: Option<u8>,
-    /// Type of service or traffic class.
-    pub tos: u8,
-    /// IPv4 identification.
-    pub id: u16,
-    /// IPv6 flow label.
-    pub flow_label: u32,
-    /// IPv4 options, in hexadecimal, padded to whole words.
-    pub ip_options: Hex,
-    /// IPv6 extension headers, in this order.
-    pub extensions: Vec<Extension>,
-    /// Which part of the packet this frame holds.
-    pub fragment: Option<Fragment>,
-    /// TCP or UDP checksum; right if missing.
-    pub checksum: Option<Checksum>,
-    /// IPv4 header checksum is wrong.
-    pub bad_ip_checksum: bool,
-    /// What headers claim against the truth.
-    pub claim: Claim,
-    /// The frame is filled up with bytes to this length, as senders do to reach 60.
-    pub pad_to: Option<usize>,
-    /// The frame is cut off after so many bytes.
-    pub cut_to: Option<usize>,
-    /// The whole frame in hexadecimal; then nothing else is looked at but `on`.
-    pub hex: Option<Hex>,
-}
-
-/// Bytes in hexadecimal; white space is for the reader.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Hex(pub Vec<u8>);
-
-/// An IPv6 extension header of the common form (RFC 8200, 4.3-4.6).
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Extension {
-    /// Its number: 0 hop-by-hop, 43 routing, 60 destination options.
-    pub header: u8,
-    /// What follows its first two bytes: 6, 14, 22 ... bytes.
-    pub data: Hex,
-}
-
-/// A part of a packet.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fragment {
-    /// First byte, counted from the transport header.
-    pub offset: usize,
-    /// Number of bytes; all that are left if missing.
-    pub length: Option<usize>,
-    /// Identification.
-    pub id: u32,
-}
-
-/// A checksum that is not the right one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Checksum {
-    /// None (UDP).
-    Zero,
-    /// Wrong.
-    Bad,
-}
-
-/// What headers claim against the truth.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Claim {
-    /// IP version.
-    pub ip_version: Option<u8>,
-    /// IPv4 header length in bytes, a multiple of 4.
-    pub ip_header_length: Option<u8>,
-    /// IPv4 total length, or IPv6 payload length.
-    pub ip_length: Option<u16>,
-    /// TCP header length in bytes, a multiple of 4.
-    pub tcp_header_length: Option<u8>,
-    /// UDP length.
-    pub udp_length: Option<u16>,
 }
 
 /// A packet as it is expected: what differs from the one sent, apart from checksums, which must be right.
@@ -233,18 +150,20 @@ pub struct Out {
     pub ttl: Option<u8>,
     /// Destination MAC; that of the destination host if missing.
     pub dst_mac: Option<Mac>,
+    /// Host that the frame goes to, if it is not for the address of the packet.
+    pub to: Option<String>,
+    /// What becomes of the packet that an ICMP error is about.
+    pub about: Option<About>,
 }
 
-impl TryFrom<String> for Hex {
-    type Error = anyhow::Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
-        let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).ok();
-        let bytes: Option<Vec<u8>> =
-            digits.chunks(2).map(|pair| byte(pair).filter(|_| pair.len() == 2)).collect();
-        bytes.map(Self).with_context(|| format!("expected pairs of hexadecimal digits, found `{text}`"))
-    }
+/// Source and destination of the packet that an ICMP error is about.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// Source after translation.
+    pub src: String,
+    /// Destination after translation.
+    pub dst: String,
 }
 
 /// A file of cases with its text, which errors refer to.
