@@ -11,6 +11,7 @@ pub(crate) const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
 
 /// Sum of ones' complement terms, not yet folded.
 #[derive(Clone, Copy, Default)]
+#[repr(transparent)]
 pub(crate) struct Sum(u32);
 
 impl Sum {
@@ -18,6 +19,31 @@ impl Sum {
     #[inline(always)]
     pub(crate) const fn word(self, old: u16, new: u16) -> Self {
         Self(self.0 + (!old as u32) + new as u32)
+    }
+
+    /// Counts a word of data.
+    #[inline(always)]
+    pub(crate) const fn plus(self, word: u16) -> Self {
+        Self(self.0 + word as u32)
+    }
+
+    /// Counts an address.
+    #[inline(always)]
+    pub(crate) fn plus_address<A: Address>(self, address: A) -> Self {
+        let [a, b, c, d] = address.words();
+        let sum = self.plus_double_word(a);
+        if A::VERSION == 4 { sum } else { sum.plus_double_word(b).plus_double_word(c).plus_double_word(d) }
+    }
+
+    #[inline(always)]
+    const fn plus_double_word(self, word: u32) -> Self {
+        self.plus(word as u16).plus((word >> 16) as u16)
+    }
+
+    /// Counts what another sum has counted.
+    #[inline(always)]
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
     }
 
     /// Counts an address that changes.

@@ -1,13 +1,14 @@
 //! Second step for a packet without a flow: which listener is it for, and which backend gets it?
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::listener::Vip;
-use lb_common::{Address, Backend, FlowKey, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, Reason, hash};
+use lb_common::{Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, RangeKey, Reason, hash};
 
+use crate::admit;
 use crate::atomic;
-use crate::count;
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::maps::{BACKENDS, LISTENERS, MAGLEV, STRAYS, VIPS};
+use crate::maps::{BACKENDS, Keys, LISTENER_RANGES, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::TCP_RST;
@@ -22,65 +23,90 @@ pub(crate) struct Choice<'a> {
 
 /// Chooses a backend from the rotation of the listener's set, or says why there is none.
 #[inline(always)]
-pub(crate) fn choose<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<Choice<'a>, Stop> {
+pub(crate) fn choose<'a, F: Family>(
+    frame: &Frame,
+    packet: &Packet<F::Addr>,
+    keys: &mut Keys,
+) -> Result<Choice<'a>, Stop> {
     let key = &packet.key;
     // A notation, never the address of a packet (RFC 4291, 2.5.5.2): it would find the IPv4 listener of this key.
     if F::Addr::VERSION == 6 && key.destination.widen().is_ipv4_mapped() {
-        return Err(Stop::TO_KERNEL);
+        return Err(Stop::pass(Reason::NotOurs));
     }
-    // One small lookup settles the most common case of all: traffic of the host itself.
-    let vip = VIPS.get_ptr_mut(&key.destination.widen()).ok_or(Stop::TO_KERNEL)?;
+    keys.listener.address = key.destination.widen();
+    let vip = VIPS.get_ptr_mut(&keys.listener.address).ok_or(Stop::pass(Reason::NotOurs))?;
     if !frame.is_to_this_host() {
-        return Err(Stop::TO_KERNEL);
+        return Err(Stop::pass(Reason::OtherHost));
     }
-    let Some(listener) = find_listener(key.destination, key.destination_port, key.protocol) else {
-        return Err(stray(key, vip));
+    // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
+    let vip_flags = unsafe { (*vip).flags };
+    let Some(listener) = find_listener(keys, key.destination_port, key.protocol, vip_flags) else {
+        return Err(stray(&keys.listener, vip, vip_flags));
     };
     let drop = |reason| Stop::drop(reason, listener.id);
     // Port 0 is reserved (RFC 6335, 6): nobody could answer it.
     if !packet.is_sound || key.source_port == 0 {
         return Err(drop(Reason::Malformed));
     }
-    if packet.is_fragment {
+    // The first fragment opened a flow, or would have been dropped itself.
+    if packet.fragment.is_later() {
         return Err(drop(Reason::Fragment));
     }
     if is_untracked(packet, listener) {
-        return Err(drop(Reason::Untracked));
+        let refuses = listener.on_untracked_tcp == Listener::RESET && !packet.is_reset();
+        return Err(Stop::refuse(refuses, key.protocol, Reason::Untracked, listener.id));
     }
+    if let Some(reason) = admit::refusal(key.source, listener, &mut keys.source) {
+        return Err(drop(reason));
+    }
+    let refuses = listener.flags & Listener::REFUSE != 0;
+    let no_backend = Stop::refuse(refuses, key.protocol, Reason::NoBackend, listener.id);
     let slot = hash::maglev_slot(key, listener.policy);
-    let backend_id = table_entry(listener.set, slot).ok_or(drop(Reason::NoBackend))?;
-    let backend = BACKENDS.get(backend_id).ok_or(drop(Reason::NoBackend))?;
+    let backend_id = table_entry(listener.set, slot).ok_or(no_backend)?;
+    let backend = BACKENDS.get(backend_id).ok_or(no_backend)?;
     if !backend.next_hop.is_resolved() {
         return Err(drop(Reason::NextHopUnresolved));
     }
     Ok(Choice { listener, backend_id, backend })
 }
 
-/// The listener for an address, port and protocol.
+/// The listener for `keys.listener.address` and a port and protocol. The other keys are scratch memory.
 #[inline(always)]
-pub(crate) fn find_listener<'a, A: Address>(address: A, port: u16, protocol: u8) -> Option<&'a Listener> {
-    let key = ListenerKey { address: address.widen(), port, protocol, _pad: 0 };
+pub(crate) fn find_listener<'a>(
+    keys: &mut Keys,
+    port: u16,
+    protocol: u8,
+    vip_flags: u32,
+) -> Option<&'a Listener> {
+    let Keys { listener: key, range, .. } = keys;
+    (key.port, key.protocol, key._pad) = (port, protocol, 0);
     // SAFETY: the map is preallocated and only the controller writes it; an entry replaced meanwhile is read
     // as the old listener or the new one, and both were valid.
-    unsafe { LISTENERS.get(&key) }
+    let listener = unsafe { LISTENERS.get(&*key) };
+    if listener.is_some() || vip_flags & Vip::HAS_RANGES == 0 {
+        return listener;
+    }
+    let data = RangeKey { address: key.address, protocol, _zero: 0, port: port.to_be_bytes() };
+    *range = Key::new(8 * size_of::<RangeKey>() as u32, data);
+    LISTENER_RANGES.get(&*range)
 }
 
 /// A packet that came to a VIP but that no listener takes. It is counted, so that a listener on the wrong port can be
 /// told from one that nobody talks to.
 #[inline(always)]
-fn stray<A: Address>(key: &FlowKey<A>, vip: *mut Vip) -> Stop {
-    // SAFETY: a value of the map `vips` is one aligned u64.
+fn stray(key: &ListenerKey, vip: *mut Vip, vip_flags: u32) -> Stop {
+    if vip_flags & Vip::LISTENS == 0 {
+        return Stop::pass(Reason::NotOurs);
+    }
+    // SAFETY: a value of the map `vips` begins with one aligned u64.
     unsafe { atomic::fetch_add(vip.cast(), 1) };
-    count::drop(Reason::NoListener as u32, 0);
-    let address = key.destination.widen();
-    let key = ListenerKey { address, port: key.destination_port, protocol: key.protocol, _pad: 0 };
-    match STRAYS.get_ptr_mut(&key) {
+    match STRAYS.get_ptr_mut(key) {
         // SAFETY: the value is an aligned u64 of the map.
         Some(packets) => drop(unsafe { atomic::fetch_add(packets, 1) }),
         // A full map evicts; an insertion that fails all the same costs a count and nothing else.
-        None => drop(STRAYS.insert(&key, 1, 0)),
+        None => drop(STRAYS.insert(key, 1, 0)),
     }
-    Stop::TO_KERNEL
+    Stop::pass(Reason::NoListener)
 }
 
 /// The backend id in a slot of a set's table.
@@ -101,5 +127,5 @@ fn table_entry(set: u32, slot: u32) -> Option<u32> {
 fn is_untracked<A: Address>(packet: &Packet<A>, listener: &Listener) -> bool {
     packet.key.protocol == PROTO_TCP
         && !packet.is_syn()
-        && (listener.on_untracked_tcp == Listener::DROP || packet.tcp_flags & TCP_RST != 0)
+        && (listener.on_untracked_tcp != Listener::PICKUP || packet.tcp_flags & TCP_RST != 0)
 }

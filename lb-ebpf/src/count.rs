@@ -42,11 +42,14 @@ pub(crate) fn refused(listener: u32, backend: u32) {
     }
 }
 
-/// Counts a dropped packet under the number of its reason. Index 0 of the map is for packets without a listener.
+/// Counts a packet under the number of its reason. Index 0 of the map is for packets without a listener.
 #[inline(always)]
-pub(crate) fn drop(reason: u32, index: u32) {
+pub(crate) fn reason(reason: u32, index: u32) {
     let Some(drops) = DROPS.get_ptr_mut(index) else { return };
-    if reason as usize >= Reason::ALL.len() {
+    // The verifier must see the bound on the very register that is added; an unknown 64-bit number keeps the compiler
+    // from narrowing it in between.
+    let reason = core::hint::black_box(u64::from(reason));
+    if reason >= Reason::ALL.len() as u64 {
         return;
     }
     // SAFETY: `Drops` is one u64 for each reason, in the order of their numbers (asserted beside it), and the

@@ -5,25 +5,82 @@
 //! its claimed port back and uses the winner's. Fields of a half that change later (`last_seen`, `seen`,
 //! `client`) are written without locks: each is idempotent, and a lost write is repeated by the next packet.
 
-use lb_common::{Address, Backend, Flow, NextHop, PROTO_UDP, Reason, SEEN_PER_SECOND, flow::is_closing};
+use lb_common::{
+    Address, Backend, Flow, FlowKey, InterfaceMac, Listener, NextHop, PROTO_TCP, PROTO_UDP, Reason,
+    SEEN_PER_SECOND, flow::is_closing,
+};
 
 use crate::checksum;
 use crate::choose::Choice;
 use crate::clock::now;
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::maps::{BACKENDS, Opening, TICKS_PER_SECOND};
+use crate::maps::{BACKENDS, Keys, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use crate::{count, snat};
+use crate::{count, half_open, snat};
 
 /// A flow and the way its packet leaves.
-pub(crate) type Known<'a, A> = (&'a Flow<A>, NextHop);
+pub(crate) struct Known<'a, A> {
+    pub(crate) flow: &'a Flow<A>,
+    pub(crate) next_hop: NextHop,
+    /// MTU of the link it leaves by; 0 when unknown.
+    pub(crate) mtu: u16,
+}
+
+impl<A> Known<'_, A> {
+    /// Whether a packet of this length can leave. In the generic path it may be many segments in one.
+    #[inline(always)]
+    pub(crate) fn fits(&self, frame: &Frame, length: u16) -> bool {
+        is_within(length, self.mtu)
+            || frame.interface().is_some_and(|interface| interface.flags & InterfaceMac::GENERIC != 0)
+    }
+}
+
+#[inline(always)]
+const fn is_within(length: u16, mtu: u16) -> bool {
+    mtu == 0 || length <= mtu
+}
+
+/// What the short way finds.
+pub(crate) enum Short<'a, A> {
+    /// An established flow, and nothing about its packet is unusual.
+    Known(Known<'a, A>),
+    /// No flow.
+    Unknown,
+    /// A flow, but the packet needs the long way.
+    Unusual,
+}
 
 const BPF_NOEXIST: u64 = 1;
 
-/// Finds the flow of a packet and the way it goes on. `None` if the packet belongs to no flow, or to one that
+/// Finds the flow of a packet that needs nothing but translation.
+#[inline(always)]
+pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Short<'a, F::Addr> {
+    let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Short::Unknown };
+    // SAFETY: as in `find`.
+    let flow = unsafe { &mut *half };
+    if !packet.is_sound || packet.tcp_flags & (TCP_SYN | TCP_RST) != 0 || flow.flags != 0 {
+        return Short::Unusual;
+    }
+    let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+        let Some(backend) = BACKENDS.get(flow.backend) else { return Short::Unusual };
+        if backend.flags & Backend::UNUSUAL != 0 || frame.sender() != Some(flow.client) {
+            return Short::Unusual;
+        }
+        (backend.next_hop, backend.mtu)
+    } else {
+        (flow.client, flow.mtu)
+    };
+    if !is_within(packet.length, mtu) || !next_hop.is_resolved() {
+        return Short::Unusual;
+    }
+    note::<F>(packet, flow);
+    Short::Known(Known { flow, next_hop, mtu })
+}
+
+/// Finds the flow of any packet and the way it goes on. `None` if the packet belongs to no flow, or to one that
 /// must choose anew.
 #[inline(always)]
 pub(crate) fn find<'a, F: Family>(
@@ -37,28 +94,42 @@ pub(crate) fn find<'a, F: Family>(
     if !packet.is_sound {
         return Err(Stop::drop(Reason::Malformed, flow.listener));
     }
-    if packet.is_fragment {
-        return Err(Stop::drop(Reason::Fragment, flow.listener));
-    }
-    let next_hop = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+    let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
         learn_client::<F>(frame, packet, flow)?;
         let Some(backend) = BACKENDS.get(flow.backend) else { return Ok(None) };
         if chooses_anew::<F>(packet, flow, backend) {
             close::<F>(packet, flow);
             return Ok(None);
         }
-        if backend.has(Backend::OFFLINE) {
-            return Err(Stop::drop(Reason::BackendOffline, flow.listener));
-        }
-        backend.next_hop
+        end_to_backend(packet, flow, backend)?;
+        (backend.next_hop, backend.mtu)
     } else {
-        flow.client
+        if flow.flags & Flow::<F::Addr>::CUT != 0 {
+            return Err(Stop::answer(Reason::FlowCut, flow.listener, Stop::CUT));
+        }
+        (flow.client, flow.mtu)
     };
     if !next_hop.is_resolved() {
         return Err(Stop::drop(Reason::NextHopUnresolved, flow.listener));
     }
     note::<F>(packet, flow);
-    Ok(Some((flow, next_hop)))
+    Ok(Some(Known { flow, next_hop, mtu }))
+}
+
+/// Ends the journey of a packet whose backend must not get it any more. The client of a TCP flow is told.
+#[inline(always)]
+fn end_to_backend<A: Address>(packet: &Packet<A>, flow: &mut Flow<A>, backend: &Backend) -> Result<(), Stop> {
+    let is_tcp = packet.key.protocol == PROTO_TCP;
+    let reason = match () {
+        () if flow.flags & Flow::<A>::CUT != 0 => Reason::FlowCut,
+        () if backend.has(Backend::OFFLINE) => Reason::BackendOffline,
+        () if is_tcp && backend.has(Backend::RESET_TCP) => Reason::BackendUnhealthy,
+        () => return Ok(()),
+    };
+    if is_tcp {
+        flow.seen |= Flow::<A>::RST;
+    }
+    Err(Stop::refuse(is_tcp && !packet.is_reset(), PROTO_TCP, reason, flow.listener))
 }
 
 /// Whether a packet to the backend must be treated as the first of a new flow: a SYN on a connection that is
@@ -78,17 +149,26 @@ fn chooses_anew<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>, backe
 /// What the opposite direction of a flow has shown.
 #[inline(always)]
 fn seen_by_other<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) -> u8 {
+    let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return 0 };
     // SAFETY: a byte is read at once from an entry that stays readable (RCU).
-    unsafe { F::connections().get(&flow.other_half(packet.key.protocol)) }.map_or(0, |other| other.seen)
+    unsafe { F::connections().get(other_half) }.map_or(0, |other| other.seen)
 }
 
 /// Removes both halves; the one that claims the port last.
 #[inline(always)]
 fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
-    let other_half = flow.other_half(packet.key.protocol);
+    let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return };
     // Either may be gone already, removed by another CPU or by the collector.
     let _ = F::connections().remove(&packet.key);
-    let _ = F::connections().remove(&other_half);
+    let _ = F::connections().remove(other_half);
+}
+
+/// Key of the other half, in scratch memory: the stack is short.
+#[inline(always)]
+pub(crate) fn other_half<F: Family>(protocol: u8, flow: &Flow<F::Addr>) -> Option<&'static FlowKey<F::Addr>> {
+    let opening = F::opening()?;
+    opening.answers = flow.other_half(protocol);
+    Some(&opening.answers)
 }
 
 /// Follows a client whose packets begin to come another way, a router that took over for example. What was sent to
@@ -99,15 +179,16 @@ fn learn_client<F: Family>(
     packet: &Packet<F::Addr>,
     flow: &mut Flow<F::Addr>,
 ) -> Result<(), Stop> {
-    let sender = frame.sender().ok_or(Stop::TO_KERNEL)?;
+    let sender = frame.sender().ok_or(Stop::pass(Reason::OtherProtocol))?;
     if flow.client == sender {
         return Ok(());
     }
     if !frame.is_to_this_host() {
-        return Err(Stop::TO_KERNEL);
+        return Err(Stop::pass(Reason::OtherHost));
     }
     flow.client = sender;
-    if let Some(other) = F::connections().get_ptr_mut(&flow.other_half(packet.key.protocol)) {
+    let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
+    if let Some(other) = F::connections().get_ptr_mut(other_half) {
         // SAFETY: see the top of this file.
         unsafe { (*other).client = sender };
     }
@@ -121,10 +202,16 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
-    let seen = flow.seen | shown(packet);
+    if packet.fragment.is_later() {
+        return;
+    }
+    // A flow that goes on after a RST was not ended by it: the RST was forged, or did not fit.
+    let known = if packet.is_reset() { flow.seen } else { flow.seen & !Flow::<F::Addr>::RST };
+    let seen = known | shown(packet);
     if seen != flow.seen {
         // A RST that answers a SYN carries an ACK, one that answers anything else does not (RFC 9293, 3.10.7.1).
-        let is_refusal = flow.direction == Flow::<F::Addr>::TO_CLIENT
+        let is_refusal = packet.key.protocol == PROTO_TCP
+            && flow.direction == Flow::<F::Addr>::TO_CLIENT
             && flow.seen == 0
             && packet.tcp_flags & (TCP_RST | TCP_ACK) == TCP_RST | TCP_ACK;
         if is_refusal {
@@ -155,47 +242,58 @@ pub(crate) fn open<'a, F: Family>(
     frame: &Frame,
     packet: &Packet<F::Addr>,
     choice: &Choice<'_>,
+    keys: &mut Keys,
 ) -> Result<Known<'a, F::Addr>, Stop> {
-    let Choice { listener, backend_id, backend } = *choice;
+    let Choice { listener, backend_id, .. } = *choice;
     let drop = |reason| Stop::drop(reason, listener.id);
-    let opening = F::opening().ok_or(Stop::TO_KERNEL)?;
-    opening.half = answering_half(frame, packet, choice).ok_or(Stop::TO_KERNEL)?;
-    snat::claim::<F>(&packet.key, choice, opening).map_err(drop)?;
+    let opening = F::opening().ok_or(drop(Reason::ConnectionsFull))?;
+    write_answering_half(frame, packet, choice, &mut opening.half).ok_or(drop(Reason::Malformed))?;
+    snat::claim::<F>(&packet.key, choice, opening, keys).map_err(drop)?;
     turn_to_backend::<F>(packet, opening);
     let inserted = F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok();
-    if !inserted {
+    if inserted {
+        count::new_flow(listener.id, backend_id);
+        half_open::enter::<F>(&packet.key);
+    } else {
         let _ = F::connections().remove(&opening.answers);
     }
     // SAFETY: as in `find`.
     let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
-    if inserted {
-        count::new_flow(listener.id, backend_id);
+    // Where another CPU was first, its choice holds, and it may have chosen from another rotation.
+    let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
+    if !backend.next_hop.is_resolved() {
+        return Err(drop(Reason::NextHopUnresolved));
     }
-    Ok((flow, backend.next_hop))
+    Ok(Known { flow, next_hop: backend.next_hop, mtu: backend.mtu })
 }
 
 /// The half for the answers, its translation apart: back to the client as its packet came.
 #[inline(always)]
-fn answering_half<A: Address>(frame: &Frame, packet: &Packet<A>, choice: &Choice<'_>) -> Option<Flow<A>> {
+fn write_answering_half<A: Address>(
+    frame: &Frame,
+    packet: &Packet<A>,
+    choice: &Choice<'_>,
+    half: &mut Flow<A>,
+) -> Option<()> {
     let now = now();
-    Some(Flow {
-        source: packet.key.destination,
-        destination: packet.key.source,
-        source_port: packet.key.destination_port,
-        destination_port: packet.key.source_port,
-        ip_difference: 0,
-        l4_difference: 0,
-        backend: choice.backend_id,
-        listener: choice.listener.id,
-        client: frame.sender()?,
-        created: now,
-        last_seen: now,
-        direction: Flow::<A>::TO_CLIENT,
-        seen: 0,
-        mtu: 0,
-        flags: 0,
-        _pad: [0; 3],
-    })
+    // The answers of a DSR flow are never seen, so nothing but the client's FIN can tell that it is over.
+    let is_dsr = choice.listener.flags & Listener::DSR != 0;
+    // Field by field into the map: a whole value would first be built on the stack.
+    half.source = packet.key.destination;
+    half.destination = packet.key.source;
+    half.source_port = packet.key.destination_port;
+    half.destination_port = packet.key.source_port;
+    half.backend = choice.backend_id;
+    half.listener = choice.listener.id;
+    half.client = frame.sender()?;
+    half.created = now;
+    half.last_seen = now;
+    half.direction = Flow::<A>::TO_CLIENT;
+    half.seen = if is_dsr { Flow::<A>::FIN } else { 0 };
+    half.mtu = frame.interface().map_or(0, |interface| interface.mtu);
+    half.flags = 0;
+    half._pad = [0; 3];
+    Some(())
 }
 
 /// Makes the half to the backend out of the one for the answers: the opposite translation.
@@ -209,5 +307,6 @@ fn turn_to_backend<F: Family>(packet: &Packet<F::Addr>, opening: &mut Opening<F:
     half.ip_difference = F::ip_difference(checksum::inverse(half.ip_difference));
     half.l4_difference = checksum::inverse(half.l4_difference);
     half.direction = Flow::<F::Addr>::TO_BACKEND;
-    half.seen = shown(packet);
+    // A UDP flow is established by its second datagram or by an answer.
+    half.seen = if packet.key.protocol == PROTO_UDP { Flow::<F::Addr>::SYN } else { shown(packet) };
 }

@@ -5,20 +5,19 @@ use aya_ebpf::helpers::bpf_redirect;
 use lb_common::NextHop;
 
 use crate::frame::Frame;
-use crate::stop::Stop;
 use crate::wire::Ethernet;
 
 /// Sends the frame to its next hop: back out of the interface it came in through, or through another one.
 #[inline(always)]
-pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Result<u32, Stop> {
-    let ethernet: &mut Ethernet = frame.at_mut(0).ok_or(Stop::TO_KERNEL)?;
+pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Option<u32> {
+    let ethernet: &mut Ethernet = frame.at_mut(0)?;
     ethernet.destination = words(next_hop.peer);
     ethernet.source = words(next_hop.local);
     if next_hop.ifindex == frame.ingress() {
-        return Ok(XDP_TX);
+        return Some(XDP_TX);
     }
     // SAFETY: the helper only notes where the frame is to go.
-    Ok(unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32)
+    Some(unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32)
 }
 
 #[inline(always)]

@@ -1,11 +1,14 @@
 //! The frame under way: the only place that turns packet memory into references.
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
-use lb_common::NextHop;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use lb_common::{InterfaceMac, NextHop};
 
 use crate::maps::INTERFACES;
-use crate::wire::{Ethernet, Wire};
+use crate::wire::{ETHER_SERVICE_VLAN, ETHER_VLAN, Ethernet, VlanTag, Wire};
+
+/// Offset of the IP header in a frame without VLAN tags.
+pub(crate) const L3: usize = size_of::<Ethernet>();
 
 /// A frame that XDP handed to the program.
 pub(crate) struct Frame {
@@ -51,6 +54,53 @@ impl Frame {
         self.at::<Ethernet>(0).map(|ethernet| ethernet.ether_type)
     }
 
+    /// Type of what the frame carries, in network order, and its offset: behind one VLAN tag, two, or none. The type is
+    /// that of a tag where there are more.
+    #[inline(always)]
+    pub(crate) fn carries(&self) -> Option<(u16, usize)> {
+        let mut ether_type = self.ether_type()?;
+        let mut l3 = L3;
+        for _ in 0..2 {
+            if ether_type != ETHER_VLAN && ether_type != ETHER_SERVICE_VLAN {
+                break;
+            }
+            ether_type = self.at::<VlanTag>(l3)?.ether_type;
+            l3 += size_of::<VlanTag>();
+        }
+        Some((ether_type, l3))
+    }
+
+    /// Bytes of the frame, counting those beyond the linear part.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> u64 {
+        // SAFETY: the helper reads the context only (kernel 5.18).
+        unsafe { bpf_xdp_get_buff_len(self.ctx) }
+    }
+
+    /// Cuts the frame off behind `length` bytes. `None` if it cannot be done.
+    #[inline(always)]
+    pub(crate) fn cut(&mut self, length: usize) -> Option<()> {
+        let delta = length as i64 - self.length() as i64;
+        // SAFETY: the helper changes where the frame ends; every reference into it was borrowed from `self` and is
+        // gone.
+        let result = unsafe { bpf_xdp_adjust_tail(self.ctx, delta as i32) };
+        (result == 0).then_some(())
+    }
+
+    /// Makes room for `bytes` more before the first one. `None` if there is none.
+    #[inline(always)]
+    pub(crate) fn grow_front(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as in `cut`, for where the frame begins.
+        let result = unsafe { bpf_xdp_adjust_head(self.ctx, -(bytes as i32)) };
+        (result == 0).then_some(())
+    }
+
+    /// The context, for helpers that want it.
+    #[inline(always)]
+    pub(crate) const fn context(&self) -> *mut xdp_md {
+        self.ctx
+    }
+
     /// Whether the frame holds `length` bytes, counting those beyond the linear part.
     #[inline(always)]
     pub(crate) fn holds(&self, length: usize) -> bool {
@@ -58,8 +108,7 @@ impl Frame {
         let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
         // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
         let linear = data_end - data;
-        // SAFETY: the helper reads the context only (kernel 5.18).
-        length <= linear || unsafe { bpf_xdp_get_buff_len(self.ctx) } >= length as u64
+        length <= linear || self.length() >= length as u64
     }
 
     /// Index of the interface it came in through.
@@ -76,12 +125,18 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn is_to_this_host(&self) -> bool {
         let Some(ethernet) = self.at::<Ethernet>(0) else { return false };
-        // SAFETY: the map is preallocated and only the controller writes it; whoever reads a MAC while it changes
-        // leaves one frame to the kernel.
-        match unsafe { INTERFACES.get(&self.ingress()) } {
+        match self.interface() {
             Some(own) => mac(ethernet.destination) == own.mac,
             None => ethernet.destination[0] & GROUP == 0,
         }
+    }
+
+    /// The interface it came in through, if the controller attached the program to it.
+    #[inline(always)]
+    pub(crate) fn interface(&self) -> Option<&'static InterfaceMac> {
+        // SAFETY: the map is preallocated and only the controller writes it; whoever reads a MAC while it changes
+        // leaves one frame to the kernel.
+        unsafe { INTERFACES.get(&self.ingress()) }
     }
 
     /// The way back to whoever sent this frame on its link.

@@ -2,8 +2,13 @@
 //! it has none, [`translate`] its addresses and ports, and [`forward`] it to the next hop. Each step is a file
 //! of that name. What is not ours goes to the kernel untouched.
 //!
-//! An established packet costs one connection lookup, one array lookup for the way to its backend and two for
-//! the counters: no helper call besides the connection lookup.
+//! The journey exists twice. `lb`, which is attached, takes the short way: plain packets of established flows, with
+//! one connection lookup, one array lookup for the way to the backend, two for the counters, and no other helper call.
+//! For everything else it calls the long way, `journey_v4` or `journey_v6`, which understands VLAN tags, options,
+//! extension headers and fragments, and decides what is dropped. From there, a packet without a flow goes on to `begin_v4`
+//! or `begin_v6`, ICMP goes on to `icmp_v4` or
+//! `icmp_v6`, and what the balancer answers itself to `reset_v4` or `reset_v6` (a RST), `error_v4` or `error_v6` (an ICMP
+//! error). These are tail calls: each program has a stack of its own and is verified by itself, and the short way stays short.
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
@@ -13,15 +18,21 @@
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod admit;
+mod answer;
 mod atomic;
 mod checksum;
 mod choose;
 mod clock;
 mod count;
+mod event;
 mod family;
 mod flow;
 mod forward;
+mod fragment;
 mod frame;
+mod half_open;
+mod icmp;
 mod maps;
 mod parse;
 mod snat;
@@ -29,12 +40,15 @@ mod stop;
 mod translate;
 mod wire;
 
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
+use lb_common::{Address, Reason};
 
 use crate::family::{Family, V4, V6};
 use crate::frame::Frame;
+use crate::maps::{JOURNEYS, Keys, Scratch, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{ETHER_IPV4, ETHER_IPV6};
@@ -44,37 +58,213 @@ use crate::wire::{ETHER_IPV4, ETHER_IPV6};
 #[inline(always)]
 pub(crate) fn lb(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
-    let verdict = match frame.ether_type() {
-        Some(ETHER_IPV4) => balance::<V4>(&mut frame),
-        Some(ETHER_IPV6) => balance::<V6>(&mut frame),
-        _ => Err(Stop::TO_KERNEL),
-    };
-    verdict.unwrap_or_else(|stop| {
-        if let Some(reason) = stop.reason() {
-            debug!(&ctx, "dropped, reason {}", reason);
+    match frame.ether_type() {
+        Some(ETHER_IPV4) => short_way::<V4>(&ctx, &mut frame),
+        Some(ETHER_IPV6) => short_way::<V6>(&ctx, &mut frame),
+        _ => match frame.carries() {
+            Some((ETHER_IPV4, _)) => long_way::<V4>(&ctx),
+            Some((ETHER_IPV6, _)) => long_way::<V6>(&ctx),
+            _ => {
+                count::reason(Reason::NotIp as u32, 0);
+                XDP_PASS
+            }
+        },
+    }
+}
+
+/// The journey of nearly every packet.
+#[inline(always)]
+fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
+    let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
+    match flow::find_established::<F>(frame, &packet) {
+        flow::Short::Known(known) => carry_on::<F>(frame, &packet, &known).unwrap_or(XDP_DROP),
+        // One small lookup settles the most common case of all: traffic of the host itself.
+        flow::Short::Unknown if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none() => {
+            count::reason(Reason::NotOurs as u32, 0);
+            XDP_PASS
         }
-        stop.act()
-    })
+        _ => long_way::<F>(ctx),
+    }
 }
 
-/// The journey itself.
+/// The journey of any IPv4 packet.
+#[xdp(frags)]
 #[inline(always)]
-fn balance<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
-    let packet = parse::parse::<F>(frame)?;
-    let (flow, next_hop) = match flow::find::<F>(frame, &packet)? {
-        Some(known) => known,
-        None => begin::<F>(frame, &packet)?,
-    };
-    count::packet(flow, &packet);
-    translate::translate::<F>(frame, &packet, flow)?;
-    forward::forward(frame, &next_hop)
+pub(crate) fn journey_v4(ctx: XdpContext) -> u32 {
+    journey::<V4>(&ctx)
 }
 
-/// The detour of a packet without a flow: its listener chooses a backend, and both halves of the flow are made.
+/// The journey of any IPv6 packet.
+#[xdp(frags)]
 #[inline(always)]
-fn begin<'a, F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Result<flow::Known<'a, F::Addr>, Stop> {
-    let choice = choose::choose::<F>(frame, packet)?;
-    flow::open::<F>(frame, packet, &choice)
+pub(crate) fn journey_v6(ctx: XdpContext) -> u32 {
+    journey::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn journey<F: Family>(ctx: &XdpContext) -> u32 {
+    let mut frame = Frame::new(ctx.ctx);
+    let Some((_, l3)) = frame.carries() else { return XDP_PASS };
+    let Some(Scratch { packet, .. }) = F::scratch() else { return XDP_PASS };
+    if let Err(stop) = parse::whole::<F>(&frame, l3, packet) {
+        return end::<F>(ctx, None, stop);
+    }
+    if packet.key.protocol == F::ICMP {
+        return call(ctx, F::ICMP_JOURNEY);
+    }
+    match travel::<F>(&mut frame, packet) {
+        Ok(Some(verdict)) => verdict,
+        Ok(None) => call(ctx, F::BEGIN),
+        Err(stop) => end::<F>(ctx, Some(packet), stop),
+    }
+}
+
+/// The journey itself. `None` for a packet without a flow.
+#[inline(always)]
+fn travel<F: Family>(frame: &mut Frame, packet: &mut Packet<F::Addr>) -> Result<Option<u32>, Stop> {
+    fragment::recall(frame, packet)?;
+    match flow::find::<F>(frame, packet)? {
+        Some(known) => leave::<F>(frame, packet, &known).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The detour of an IPv4 packet without a flow.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn begin_v4(ctx: XdpContext) -> u32 {
+    begin::<V4>(&ctx)
+}
+
+/// The detour of an IPv6 packet without a flow.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn begin_v6(ctx: XdpContext) -> u32 {
+    begin::<V6>(&ctx)
+}
+
+/// Goes on with a packet that a journey has read.
+#[inline(always)]
+fn begin<F: Family>(ctx: &XdpContext) -> u32 {
+    let Some(Scratch { packet, keys, .. }) = F::scratch() else { return XDP_DROP };
+    match open::<F>(&mut Frame::new(ctx.ctx), packet, keys) {
+        Ok(verdict) => verdict,
+        Err(stop) => end::<F>(ctx, Some(packet), stop),
+    }
+}
+
+/// The packet's listener chooses a backend, and both halves of the flow are made.
+#[inline(always)]
+fn open<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>, keys: &mut Keys) -> Result<u32, Stop> {
+    let choice = choose::choose::<F>(frame, packet, keys)?;
+    let known = flow::open::<F>(frame, packet, &choice, keys)?;
+    leave::<F>(frame, packet, &known)
+}
+
+/// The end of the long way of a packet whose flow is known.
+#[inline(always)]
+fn leave<F: Family>(
+    frame: &mut Frame,
+    packet: &Packet<F::Addr>,
+    known: &flow::Known<'_, F::Addr>,
+) -> Result<u32, Stop> {
+    if !known.fits(frame, packet.length) {
+        return Err(Stop::too_big(known.flow.listener, known.mtu));
+    }
+    fragment::remember(packet);
+    carry_on::<F>(frame, packet, known).ok_or(Stop::pass(Reason::OtherProtocol))
+}
+
+/// Translates and forwards.
+#[inline(always)]
+fn carry_on<F: Family>(
+    frame: &mut Frame,
+    packet: &Packet<F::Addr>,
+    known: &flow::Known<'_, F::Addr>,
+) -> Option<u32> {
+    count::packet(known.flow, packet);
+    translate::translate::<F>(frame, packet, known.flow)?;
+    forward::forward(frame, &known.next_hop)
+}
+
+/// ICMP over IPv4.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn icmp_v4(ctx: XdpContext) -> u32 {
+    icmp::<V4>(&ctx)
+}
+
+/// ICMPv6.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn icmp_v6(ctx: XdpContext) -> u32 {
+    icmp::<V6>(&ctx)
+}
+
+#[inline(always)]
+fn icmp<F: Family>(ctx: &XdpContext) -> u32 {
+    let mut frame = Frame::new(ctx.ctx);
+    icmp::travel::<F>(&mut frame).unwrap_or_else(|stop| end::<F>(ctx, None, stop))
+}
+
+/// A RST over IPv4 in place of a packet.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn reset_v4(ctx: XdpContext) -> u32 {
+    answer::reset::<V4>(&mut Frame::new(ctx.ctx)).unwrap_or(XDP_DROP)
+}
+
+/// A RST over IPv6 in place of a packet.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn reset_v6(ctx: XdpContext) -> u32 {
+    answer::reset::<V6>(&mut Frame::new(ctx.ctx)).unwrap_or(XDP_DROP)
+}
+
+/// An ICMP error in place of a packet.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn error_v4(ctx: XdpContext) -> u32 {
+    answer::error::<V4>(&mut Frame::new(ctx.ctx)).unwrap_or(XDP_DROP)
+}
+
+/// An ICMPv6 error in place of a packet.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn error_v6(ctx: XdpContext) -> u32 {
+    answer::error::<V6>(&mut Frame::new(ctx.ctx)).unwrap_or(XDP_DROP)
+}
+
+/// The end of the journey of a packet that does not travel on.
+#[inline(always)]
+fn end<F: Family>(ctx: &XdpContext, packet: Option<&Packet<F::Addr>>, stop: Stop) -> u32 {
+    stop.count();
+    if stop.is_drop() {
+        debug!(ctx, "dropped, reason {}", stop.reason);
+        event::sample(&Frame::new(ctx.ctx), packet, stop);
+    }
+    if stop.answer == Stop::NOTHING || answer::request(stop).is_none() {
+        return stop.action;
+    }
+    match stop.answer {
+        Stop::RESET | Stop::CUT => call(ctx, F::RESET_JOURNEY),
+        _ => call(ctx, F::ERROR_JOURNEY),
+    }
+}
+
+/// Goes on in `journey_v4` or `journey_v6`.
+#[inline(always)]
+fn long_way<F: Family>(ctx: &XdpContext) -> u32 {
+    call(ctx, F::JOURNEY)
+}
+
+/// Goes on in another program. There is no way back; should it be missing, the packet is dropped, since whoever calls
+/// has found that it needs more than the kernel can do.
+#[inline(always)]
+fn call(ctx: &XdpContext, journey: u32) -> u32 {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { JOURNEYS.tail_call(ctx, journey) };
+    XDP_DROP
 }
 
 #[cfg(not(test))]

@@ -4,7 +4,8 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::LpmTrie;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
@@ -15,6 +16,22 @@ use lb_common::{
     MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RESERVED_PORT_WORDS, RangeKey,
     RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
+
+use crate::parse::Packet;
+use crate::snat::Search;
+
+/// The programs that are called for what the attached one does not do itself; the numbers stand in `family`. Written by
+/// the controller.
+#[btf_map(name = "journeys")]
+pub(crate) static JOURNEYS: ProgramArray<10> = ProgramArray::new();
+
+/// What the programs that answer have to do. Written and read here, within one packet.
+#[btf_map(name = "answer")]
+pub(crate) static ANSWER: PerCpuArray<[u32; 4], 1> = PerCpuArray::new();
+
+/// ICMP errors that this CPU has sent in the running second. Written and read here.
+#[btf_map(name = "answer_rates")]
+pub(crate) static ANSWER_RATES: PerCpuArray<RateWindow, 1> = PerCpuArray::new();
 
 /// Ticks (jiffies) in a second. Read-only data, so the compiler of the kernel folds it.
 #[unsafe(no_mangle)]
@@ -154,6 +171,38 @@ pub(crate) struct Opening<A> {
     /// The half to insert.
     pub(crate) half: Flow<A>,
 }
+
+/// A packet on the long way. It lives in a map because that way needs the stack for keys.
+#[repr(C)]
+pub(crate) struct Scratch<A> {
+    /// The packet.
+    pub(crate) packet: Packet<A>,
+    /// Key of the packet that an ICMP error is about.
+    pub(crate) key: FlowKey<A>,
+    /// Other keys.
+    pub(crate) keys: Keys,
+}
+
+/// Keys of the maps that new flows are looked up in.
+#[repr(C)]
+pub(crate) struct Keys {
+    /// Of `listeners`; its address is that of `vips` too.
+    pub(crate) listener: ListenerKey,
+    /// Of `listener_ranges`.
+    pub(crate) range: Key<RangeKey>,
+    /// Of `source_rules`.
+    pub(crate) source: Key<SourceKey>,
+    /// The search for a SNAT port that goes with them.
+    pub(crate) search: Search,
+}
+
+/// Scratch memory of the long way. Written and read here, within one run of a program.
+#[btf_map(name = "scratch_v4")]
+pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new();
+
+/// Scratch memory of the long way. Written and read here, within one run of a program.
+#[btf_map(name = "scratch_v6")]
+pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
 
 /// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
 #[btf_map(name = "opening_v4")]

@@ -5,13 +5,17 @@
 //! ended, so a port that was just freed is the last to be used again (the backend may hold it in TIME_WAIT), and
 //! a nearly full range still yields a port within few tries. Where it meets a block of taken ports it jumps.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use lb_common::listener::Vip;
 use lb_common::{Address, Backend, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
 
 use crate::atomic;
 use crate::checksum::Sum;
 use crate::choose::{Choice, find_listener};
 use crate::family::Family;
-use crate::maps::{Opening, SETTINGS, SNAT_CURSOR};
+use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR, VIPS};
 
 /// Ports tried for one flow before it is refused.
 const TRIES: u32 = 128;
@@ -28,8 +32,14 @@ pub(crate) fn claim<F: Family>(
     key: &FlowKey<F::Addr>,
     choice: &Choice<'_>,
     opening: &mut Opening<F::Addr>,
+    keys: &mut Keys,
 ) -> Result<(), Reason> {
     let Choice { listener, backend, .. } = choice;
+    if listener.flags & Listener::DSR != 0 {
+        opening.answers = key.reversed();
+        let fixed = fixed_part(&opening.answers, key);
+        return if try_claim::<F>(key, opening, fixed)? { Ok(()) } else { Err(Reason::ConnectionsFull) };
+    }
     let settings = SETTINGS.get(0).ok_or(Reason::SnatPortsExhausted)?;
     let translate = needs_translation::<F>(key.source, listener, backend);
     opening.answers = FlowKey {
@@ -40,25 +50,82 @@ pub(crate) fn claim<F: Family>(
         protocol: key.protocol,
         _pad: [0; 3],
     };
-    if !translate && try_claim::<F>(key, opening)? {
+    if !translate && try_claim::<F>(key, opening, fixed_part(&opening.answers, key))? {
         return Ok(());
     }
     let group = group_of(&opening.answers);
-    if translate {
-        let number = hash::policy_hash(key, Listener::FIVE_TUPLE);
-        opening.answers.destination = F::snat_address(settings, number).unwrap_or(key.destination);
+    let addresses = if translate { F::snat_addresses(settings) } else { 0 };
+    if translate && addresses == 0 {
+        opening.answers.destination = key.destination;
     }
-    let cursor = hash::finish(hash::mix_address(group, opening.answers.destination)) % SNAT_CURSORS;
-    let cursor = SNAT_CURSOR.get_ptr_mut(cursor).ok_or(Reason::SnatPortsExhausted)?;
-    for attempt in 0..TRIES {
-        let step = if attempt < TRIES_IN_ROW { 1 } else { jump(settings) };
-        opening.answers.destination_port = next_port(cursor, settings, step);
-        let is_taken = translate && is_listened_on(&opening.answers);
-        if !is_taken && try_claim::<F>(key, opening)? {
-            return Ok(());
-        }
+    let space = if addresses == 0 { hash::mix_address(group, opening.answers.destination) } else { group };
+    let cursor = hash::finish(space) % SNAT_CURSORS;
+    let fixed = fixed_part(&opening.answers, key);
+    keys.search = Search { cursor, addresses, translate: translate.into(), found: Search::NOTHING, fixed };
+    let mut attempts = Attempts::<F> { key, opening, keys };
+    // SAFETY: the callback has the signature the helper wants (kernel 5.17), and `attempts` lives until it returns.
+    unsafe { bpf_loop(TRIES, attempt::<F> as *mut c_void, (&raw mut attempts).cast(), 0) };
+    match attempts.keys.search.found {
+        Search::CLAIMED => Ok(()),
+        Search::FULL => Err(Reason::ConnectionsFull),
+        _ => Err(Reason::SnatPortsExhausted),
     }
-    Err(Reason::SnatPortsExhausted)
+}
+
+/// A search for a free port. It stands in scratch memory, since the stack is short.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Search {
+    /// Index of the counter.
+    cursor: u32,
+    /// SNAT addresses to choose from; 0: the address stands fast.
+    addresses: u32,
+    /// Whether the source is translated, so that its port must not be anybody else's.
+    translate: u32,
+    /// How it ended.
+    found: u32,
+    /// What does not change from one attempt to the next.
+    fixed: Fixed,
+}
+
+impl Search {
+    const NOTHING: u32 = 0;
+    const CLAIMED: u32 = 1;
+    const FULL: u32 = 2;
+}
+
+/// What each attempt gets. The kernel runs the loop: written out, the verifier would walk through each attempt anew.
+struct Attempts<'a, F: Family> {
+    key: &'a FlowKey<F::Addr>,
+    opening: &'a mut Opening<F::Addr>,
+    keys: &'a mut Keys,
+}
+
+/// Tries the next port. Returns 0 to go on, 1 to end the loop.
+#[inline(never)]
+unsafe extern "C" fn attempt<F: Family>(number: u32, attempts: *mut c_void) -> i64 {
+    // SAFETY: `claim` passes its own `Attempts`, which nobody else holds meanwhile.
+    let Attempts { key, opening, keys } = unsafe { &mut *attempts.cast::<Attempts<'_, F>>() };
+    let (Some(settings), Some(cursor)) = (SETTINGS.get(0), SNAT_CURSOR.get_ptr_mut(keys.search.cursor))
+    else {
+        return 1;
+    };
+    let addresses = keys.search.addresses;
+    let step = if number < TRIES_IN_ROW { 1 } else { jump(settings, addresses) };
+    let ticket = next_ticket(cursor, step);
+    opening.answers.destination_port = port_of(ticket, settings, addresses);
+    if let Some(address) = F::snat_address(ticket, addresses) {
+        opening.answers.destination = address;
+    }
+    if keys.search.translate != 0 && !is_free_for_snat(&opening.answers, keys) {
+        return 0;
+    }
+    keys.search.found = match try_claim::<F>(key, opening, keys.search.fixed) {
+        Ok(false) => return 0,
+        Ok(true) => Search::CLAIMED,
+        Err(_) => Search::FULL,
+    };
+    1
 }
 
 /// Whether the source must be translated for the answers to come back through the balancer.
@@ -75,17 +142,29 @@ fn needs_translation<F: Family>(client: F::Addr, listener: &Listener, backend: &
     }
 }
 
-/// Whether a SNAT port belongs to a listener, whose packets must not be taken for answers.
+/// Whether a SNAT port belongs neither to the host nor to a listener, whose packets must not be taken for answers.
 #[inline(always)]
-fn is_listened_on<A: Address>(answers: &FlowKey<A>) -> bool {
-    find_listener(answers.destination, answers.destination_port, answers.protocol).is_some()
+fn is_free_for_snat<A: Address>(answers: &FlowKey<A>, keys: &mut Keys) -> bool {
+    let port = answers.destination_port;
+    let reserved = RESERVED_PORTS.get(u32::from(port >> 6)).copied().unwrap_or_default();
+    if (reserved >> (port & 63)) & 1 != 0 {
+        return false;
+    }
+    keys.listener.address = answers.destination.widen();
+    // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
+    let vip_flags = VIPS.get_ptr_mut(&keys.listener.address).map_or(0, |vip| unsafe { (*vip).flags });
+    vip_flags & Vip::LISTENS == 0 || find_listener(keys, port, answers.protocol, vip_flags).is_none()
 }
 
 /// Inserts the half for the answers unless another flow has the same source at the same backend.
 #[inline(always)]
-fn try_claim<F: Family>(key: &FlowKey<F::Addr>, opening: &mut Opening<F::Addr>) -> Result<bool, Reason> {
+fn try_claim<F: Family>(
+    key: &FlowKey<F::Addr>,
+    opening: &mut Opening<F::Addr>,
+    fixed: Fixed,
+) -> Result<bool, Reason> {
     let Opening { answers, half } = opening;
-    (half.ip_difference, half.l4_difference) = differences::<F>(answers, &key.reversed());
+    (half.ip_difference, half.l4_difference) = differences::<F>(answers, key, fixed);
     match F::connections().insert(&*answers, &*half, BPF_NOEXIST) {
         Ok(()) => Ok(true),
         Err(EEXIST) => Ok(false),
@@ -93,14 +172,29 @@ fn try_claim<F: Family>(key: &FlowKey<F::Addr>, opening: &mut Opening<F::Addr>) 
     }
 }
 
-/// The differences that translating one tuple into another makes to the header checksum and to that of TCP or
-/// UDP.
+/// What translating an answer into what the client of the flow `key` expects adds to the checksums, as far as it is
+/// known before a source is claimed: by address and port of the backend.
 #[inline(always)]
-fn differences<F: Family>(from: &FlowKey<F::Addr>, to: &FlowKey<F::Addr>) -> (u16, u16) {
-    let addresses = Sum::default().address(from.source, to.source).address(from.destination, to.destination);
-    let ports = addresses
-        .word(from.source_port.to_be(), to.source_port.to_be())
-        .word(from.destination_port.to_be(), to.destination_port.to_be());
+fn fixed_part<A: Address>(answer: &FlowKey<A>, key: &FlowKey<A>) -> Fixed {
+    Fixed {
+        addresses: Sum::default().address(answer.source, key.destination),
+        ports: Sum::default().word(answer.source_port.to_be(), key.destination_port.to_be()),
+    }
+}
+
+/// See [`fixed_part`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Fixed {
+    addresses: Sum,
+    ports: Sum,
+}
+
+/// The differences that this translation makes to the header checksum and to that of TCP or UDP.
+#[inline(always)]
+fn differences<F: Family>(answer: &FlowKey<F::Addr>, key: &FlowKey<F::Addr>, fixed: Fixed) -> (u16, u16) {
+    let addresses = fixed.addresses.address(answer.destination, key.source);
+    let ports = addresses.and(fixed.ports).word(answer.destination_port.to_be(), key.source_port.to_be());
     (F::ip_difference(addresses.fold()), ports.fold())
 }
 
@@ -110,18 +204,24 @@ fn group_of<A: Address>(answers: &FlowKey<A>) -> u32 {
     hash::mix(hash::mix_address(u32::from(answers.protocol), answers.source), u32::from(answers.source_port))
 }
 
-/// The next port of the range, counted round; the one after it will be `step` further.
+/// The next ticket of a counter; the one after it will be `step` further.
 #[inline(always)]
-fn next_port(cursor: *mut u64, settings: &Settings, step: u64) -> u16 {
+fn next_ticket(cursor: *mut u64, step: u64) -> u64 {
     // SAFETY: `cursor` points to a value of the map `snat_cursors`.
-    let ticket = unsafe { atomic::fetch_add(cursor, step) };
-    settings.snat_port_first.wrapping_add(ticket.checked_rem(ports(settings)).unwrap_or_default() as u16)
+    unsafe { atomic::fetch_add(cursor, step) }
+}
+
+/// The port a ticket stands for. Tickets go round over the addresses first, then over the ports of the range.
+#[inline(always)]
+fn port_of(ticket: u64, settings: &Settings, addresses: u32) -> u16 {
+    let round = ticket.checked_div(u64::from(addresses)).unwrap_or(ticket);
+    settings.snat_port_first.wrapping_add(round.checked_rem(ports(settings)).unwrap_or_default() as u16)
 }
 
 /// A step whose multiples spread evenly over the range: its length divided by the golden ratio.
 #[inline(always)]
-fn jump(settings: &Settings) -> u64 {
-    ((ports(settings) * 40_503) >> 16) | 1
+fn jump(settings: &Settings, addresses: u32) -> u64 {
+    ((ports(settings) * u64::from(addresses.max(1)) * 40_503) >> 16) | 1
 }
 
 /// Number of ports in the range.

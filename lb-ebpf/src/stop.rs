@@ -1,7 +1,7 @@
-//! An end of the journey that is not the wire.
+//! An end of the journey that is not the next hop.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use lb_common::Reason;
+use lb_common::{Kind, PROTO_TCP, Reason};
 
 use crate::count;
 
@@ -11,39 +11,95 @@ use crate::count;
 /// does not use, and the verifier refuses to see such a register shifted.
 #[derive(Clone, Copy)]
 pub(crate) struct Stop {
-    /// The number of a [`Reason`], or [`Stop::NOT_DROPPED`].
-    reason: u32,
+    /// XDP action.
+    pub(crate) action: u32,
+    /// The number of a [`Reason`].
+    pub(crate) reason: u32,
     /// Index of the counters in the map `drops`.
-    drops: u32,
+    pub(crate) counters: u32,
+    /// What the sender is told: [`Stop::NOTHING`], or a kind of answer.
+    pub(crate) answer: u32,
+    /// For [`Stop::TOO_BIG`]: the MTU.
+    pub(crate) mtu: u32,
 }
 
 impl Stop {
-    const NOT_DROPPED: u32 = u32::MAX;
+    /// The packet disappears.
+    pub(crate) const NOTHING: u32 = 0;
+    /// The sender gets a RST.
+    pub(crate) const RESET: u32 = 1;
+    /// The packet is turned into a RST to the client of its flow.
+    pub(crate) const CUT: u32 = 2;
+    /// The sender gets an ICMP port unreachable.
+    pub(crate) const UNREACHABLE: u32 = 3;
+    /// The sender gets an ICMP error with the MTU.
+    pub(crate) const TOO_BIG: u32 = 4;
 
     /// It is not ours, or the kernel handles it better.
-    pub(crate) const TO_KERNEL: Self = Self { reason: Self::NOT_DROPPED, drops: 0 };
+    #[inline(always)]
+    pub(crate) const fn pass(reason: Reason) -> Self {
+        Self { action: XDP_PASS, reason: reason as u32, counters: 0, answer: Self::NOTHING, mtu: 0 }
+    }
+
+    /// The kernel handles it, of which its reason has been told already.
+    pub(crate) const COUNTED: Self =
+        Self { action: XDP_PASS, reason: u32::MAX, counters: 0, answer: Self::NOTHING, mtu: 0 };
+
+    /// It is dropped here, of which its reason has been told already.
+    pub(crate) const NOTED: Self = Self { action: XDP_DROP, ..Self::COUNTED };
+
+    /// It is dropped before its listener is known.
+    #[inline(always)]
+    pub(crate) const fn drop_unknown(reason: Reason) -> Self {
+        Self { action: XDP_DROP, ..Self::pass(reason) }
+    }
 
     /// It belongs to a listener and is dropped.
     #[inline(always)]
     pub(crate) const fn drop(reason: Reason, listener: u32) -> Self {
-        Self { reason: reason as u32, drops: listener + 1 }
-    }
-
-    /// The number of the reason, if it is dropped.
-    #[inline(always)]
-    pub(crate) fn reason(self) -> Option<u32> {
-        (self.reason != Self::NOT_DROPPED).then_some(self.reason)
-    }
-
-    /// Counts a drop and gives the XDP action.
-    #[inline(always)]
-    pub(crate) fn act(self) -> u32 {
-        match self.reason() {
-            Some(reason) => {
-                count::drop(reason, self.drops);
-                XDP_DROP
-            }
-            None => XDP_PASS,
+        Self {
+            action: XDP_DROP,
+            reason: reason as u32,
+            counters: listener + 1,
+            answer: Self::NOTHING,
+            mtu: 0,
         }
     }
+
+    /// It belongs to a listener and is dropped, and somebody is told.
+    #[inline(always)]
+    pub(crate) const fn answer(reason: Reason, listener: u32, answer: u32) -> Self {
+        Self { answer, ..Self::drop(reason, listener) }
+    }
+
+    /// It is larger than the link it would leave by can carry.
+    #[inline(always)]
+    pub(crate) const fn too_big(listener: u32, mtu: u16) -> Self {
+        Self { mtu: mtu as u32, ..Self::answer(Reason::TooBig, listener, Self::TOO_BIG) }
+    }
+
+    /// It is dropped, and if `told`, its sender is told in the way of its protocol.
+    #[inline(always)]
+    pub(crate) const fn refuse(told: bool, protocol: u8, reason: Reason, listener: u32) -> Self {
+        let answer = match (told, protocol) {
+            (false, _) => Self::NOTHING,
+            (true, PROTO_TCP) => Self::RESET,
+            (true, _) => Self::UNREACHABLE,
+        };
+        Self::answer(reason, listener, answer)
+    }
+
+    /// Counts it.
+    #[inline(always)]
+    pub(crate) fn count(self) {
+        count::reason(self.reason, self.counters);
+    }
+
+    /// Whether it is worth an event.
+    #[inline(always)]
+    pub(crate) const fn is_drop(self) -> bool {
+        self.action == XDP_DROP && self.reason != u32::MAX
+    }
 }
+
+const _: () = assert!(matches!(Reason::NotIp.kind(), Kind::Pass));

@@ -15,6 +15,19 @@ pub(crate) const ETHER_IPV4: u16 = 0x0800u16.to_be();
 /// Ethernet type of IPv6 (RFC 2464), as read from the wire.
 pub(crate) const ETHER_IPV6: u16 = 0x86ddu16.to_be();
 
+/// Ethernet type of an IEEE 802.1Q tag, as read from the wire.
+pub(crate) const ETHER_VLAN: u16 = 0x8100u16.to_be();
+/// Ethernet type of an IEEE 802.1ad service tag, as read from the wire.
+pub(crate) const ETHER_SERVICE_VLAN: u16 = 0x88a8u16.to_be();
+
+/// A VLAN tag behind the Ethernet header or another tag (IEEE 802.1Q).
+#[derive(Clone, Copy)]
+#[repr(C, packed(2))]
+pub(crate) struct VlanTag {
+    pub(crate) control: u16,
+    pub(crate) ether_type: u16,
+}
+
 /// Ethernet II, without tags.
 #[derive(Clone, Copy)]
 #[repr(C, packed(2))]
@@ -48,6 +61,11 @@ pub(crate) const IPV4_FRAGMENT: u16 = 0x3fffu16.to_be();
 /// Offset of [`Ipv4::fragment`]: zero for the first fragment and for a whole packet.
 pub(crate) const IPV4_FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
 
+/// More-fragments flag of [`Ipv4::fragment`].
+pub(crate) const IPV4_MORE_FRAGMENTS: u16 = 0x2000u16.to_be();
+/// Don't-fragment flag of [`Ipv4::fragment`].
+pub(crate) const IPV4_DONT_FRAGMENT: u16 = 0x4000u16.to_be();
+
 /// IPv6 (RFC 8200).
 #[derive(Clone, Copy)]
 #[repr(C, packed(2))]
@@ -58,6 +76,55 @@ pub(crate) struct Ipv6 {
     pub(crate) hop_limit: u8,
     pub(crate) source: [u32; 4],
     pub(crate) destination: [u32; 4],
+}
+
+/// What the extension headers of IPv6 begin with (RFC 8200, 4.2).
+#[derive(Clone, Copy)]
+#[repr(C, packed(2))]
+pub(crate) struct Extension {
+    pub(crate) next_header: u8,
+    /// Units of 8 bytes behind the first 8.
+    pub(crate) length: u8,
+    /// Of a routing header: its type.
+    pub(crate) kind: u8,
+    /// Of a routing header: hops still to be visited.
+    pub(crate) segments_left: u8,
+}
+
+/// Hop-by-hop options header.
+pub(crate) const NEXT_HOP_BY_HOP: u8 = 0;
+/// Routing header.
+pub(crate) const NEXT_ROUTING: u8 = 43;
+/// Fragment header.
+pub(crate) const NEXT_FRAGMENT: u8 = 44;
+/// Destination options header.
+pub(crate) const NEXT_DESTINATION: u8 = 60;
+
+/// Fragment header of IPv6 (RFC 8200, 4.5).
+#[derive(Clone, Copy)]
+#[repr(C, packed(2))]
+pub(crate) struct FragmentHeader {
+    pub(crate) next_header: u8,
+    pub(crate) reserved: u8,
+    /// Offset, two reserved bits, more-fragments flag.
+    pub(crate) offset: u16,
+    pub(crate) identification: u32,
+}
+
+/// More-fragments flag of [`FragmentHeader::offset`].
+pub(crate) const IPV6_MORE_FRAGMENTS: u16 = 1u16.to_be();
+/// The offset in [`FragmentHeader::offset`].
+pub(crate) const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8u16.to_be();
+
+/// ICMP and ICMPv6: what echo messages and errors begin with (RFC 792, RFC 4443).
+#[derive(Clone, Copy)]
+#[repr(C, packed(2))]
+pub(crate) struct Icmp {
+    pub(crate) kind: u8,
+    pub(crate) code: u8,
+    pub(crate) checksum: u16,
+    /// Unused, or an MTU, a pointer, an identifier.
+    pub(crate) rest: u32,
 }
 
 /// What TCP and UDP begin with.
@@ -108,4 +175,21 @@ macro_rules! wire {
     )+};
 }
 
-wire!(Ethernet = 14, Ipv4 = 20, Ipv6 = 40, Ports = 4, Tcp = 20, Udp = 8);
+/// A 16-bit word, for sums over whole headers.
+#[derive(Clone, Copy)]
+#[repr(C, packed(2))]
+pub(crate) struct Word(pub(crate) u16);
+
+wire!(
+    Ethernet = 14,
+    VlanTag = 4,
+    Ipv4 = 20,
+    Ipv6 = 40,
+    Extension = 4,
+    FragmentHeader = 8,
+    Icmp = 8,
+    Ports = 4,
+    Tcp = 20,
+    Udp = 8,
+    Word = 2,
+);

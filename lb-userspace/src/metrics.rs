@@ -1,5 +1,6 @@
 //! `GET /metrics`: the status document in the text format of Prometheus. Names are the contract's.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
@@ -9,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::status::Status;
+use crate::status::{ListenerStatus, Status};
 
 /// Whom a number belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,6 +19,7 @@ struct Labels {
     backend_set: Option<String>,
     backend: Option<String>,
     address: Option<String>,
+    protocol: Option<String>,
     reason: Option<String>,
     result: Option<String>,
 }
@@ -25,12 +27,13 @@ struct Labels {
 impl EncodeLabelSet for Labels {
     /// Leaves out what does not apply; the derived implementation would write empty values.
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Self { listener, backend_set, backend, address, reason, result } = self;
+        let Self { listener, backend_set, backend, address, protocol, reason, result } = self;
         let labels = [
             ("listener", listener),
             ("backend_set", backend_set),
             ("backend", backend),
             ("address", address),
+            ("protocol", protocol),
             ("reason", reason),
             ("result", result),
         ];
@@ -60,23 +63,16 @@ pub fn render<'a>(
         made.get_or_create(&labels).inc_by(count);
     }
     let drops = counters(&mut registry, "drops", "Packets that did not travel on, by reason");
-    // The status counts all drops; here each is counted once, under its listener or under none.
-    for (reason, &count) in &status.drops {
-        let of_listeners: u64 =
-            status.listeners.iter().filter_map(|listener| listener.drops.get(reason)).sum();
-        let labels = Labels { reason: Some(reason.clone()), ..Labels::default() };
-        drops.get_or_create(&labels).inc_by(count.saturating_sub(of_listeners));
-    }
-    for listener in &status.listeners {
-        for (reason, &count) in &listener.drops {
-            let labels = Labels { reason: Some(reason.clone()), ..of_listener(&listener.name) };
-            drops.get_or_create(&labels).inc_by(count);
-        }
-    }
+    by_reason(&drops, status, &status.drops, |listener| &listener.drops);
+    let passes = counters(&mut registry, "passes", "Packets left to the kernel, by reason");
+    by_reason(&passes, status, &status.passes, |listener| &listener.passes);
+    let notes = counters(&mut registry, "notes", "What else happened to packets");
+    by_reason(&notes, status, &status.notes, |listener| &listener.notes);
     let ports = gauges(&mut registry, "snat_ports_in_use", "SNAT ports in use towards a backend");
     for snat in &status.snat {
         let labels = Labels {
             address: Some(snat.address.to_string()),
+            protocol: Some(snat.protocol.clone()),
             ..of_backend(&snat.backend_set, &snat.backend)
         };
         ports.get_or_create(&labels).set(saturate(snat.in_use));
@@ -114,6 +110,26 @@ fn prometheus_text(open_metrics: &str) -> String {
         }
     }
     text
+}
+
+/// Counts each packet once: the status counts all of them, here each is under its listener or under none.
+fn by_reason(
+    metric: &Counters,
+    status: &Status,
+    all: &BTreeMap<String, u64>,
+    of: impl Fn(&ListenerStatus) -> &BTreeMap<String, u64>,
+) {
+    for (reason, &count) in all {
+        let of_listeners: u64 = status.listeners.iter().filter_map(|listener| of(listener).get(reason)).sum();
+        let labels = Labels { reason: Some(reason.clone()), ..Labels::default() };
+        metric.get_or_create(&labels).inc_by(count.saturating_sub(of_listeners));
+    }
+    for listener in &status.listeners {
+        for (reason, &count) in of(listener) {
+            let labels = Labels { reason: Some(reason.clone()), ..of_listener(&listener.name) };
+            metric.get_or_create(&labels).inc_by(count);
+        }
+    }
 }
 
 fn traffic(registry: &mut Registry, status: &Status) {

@@ -28,6 +28,10 @@ pub struct Status {
     pub backend_sets: Vec<SetStatus>,
     /// Dropped packets by reason, those without a listener included.
     pub drops: BTreeMap<String, u64>,
+    /// Packets left to the kernel, by reason.
+    pub passes: BTreeMap<String, u64>,
+    /// What else happened to packets.
+    pub notes: BTreeMap<String, u64>,
     /// SNAT ports in use, towards each backend.
     pub snat: Vec<SnatStatus>,
 }
@@ -66,6 +70,8 @@ pub struct ListenerStatus {
     pub address: IpAddr,
     /// Its port; 0 for every port, the first of a range.
     pub port: u16,
+    /// First and last port: `80-80`, `8000-8100`.
+    pub ports: String,
     /// `tcp`, `udp` or `tcp_and_udp`.
     pub protocol: String,
     /// Name of its set.
@@ -84,6 +90,10 @@ pub struct ListenerStatus {
     pub active_flows: u64,
     /// Dropped packets by reason; those that occurred.
     pub drops: BTreeMap<String, u64>,
+    /// Packets left to the kernel, by reason; those that occurred.
+    pub passes: BTreeMap<String, u64>,
+    /// What else happened to packets; what occurred.
+    pub notes: BTreeMap<String, u64>,
 }
 
 /// A backend set.
@@ -155,10 +165,12 @@ pub struct SnatStatus {
     pub backend_set: String,
     /// Name of the backend.
     pub backend: String,
-    /// Ports in use.
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Ports in use towards the address and port of this backend, whichever set has it.
     pub in_use: u64,
-    /// Ports of the range, listener ports not deducted.
-    pub capacity: u64,
+    /// Ports there are: those of the range that are neither a listener's nor the host's.
+    pub ports: u64,
 }
 
 /// The names behind the ids in the maps: `GET /v1/names`.

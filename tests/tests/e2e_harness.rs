@@ -1,8 +1,11 @@
 //! The namespace harness itself, proved with plain kernel means: nftables stands in for the balancer.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -41,6 +44,29 @@ fn servers_say_who_they_are_and_whom_they_have_seen() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Between fork and exec a new process holds a copy of every socket of the test, also of one that is closed meanwhile.
+#[test]
+fn a_source_port_can_be_used_again_while_processes_are_started() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let target = (lab.backends[0].address(Family::V4), ECHO_PORT).into();
+    let asking = AtomicBool::new(true);
+    let start_processes = || -> Result<()> {
+        while asking.load(Ordering::Relaxed) {
+            lab.client.run("true")?.success()?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let starting = [(); 3].map(|()| scope.spawn(start_processes));
+        let asked = (0..1000).try_for_each(|_| traffic::ask_udp_from(&lab.client, 40000, target).map(drop));
+        asking.store(false, Ordering::Relaxed);
+        starting
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))?;
+        asked
+    })
 }
 
 #[test]

@@ -25,16 +25,18 @@ fn auto_keeps_a_routed_client_and_translates_an_on_link_one(family: Family) -> R
     let config = Config { snat: "auto", ..Config::new(&lab, family) };
     let _lb = Lb::start_with_rotation(&lab.balancer, &config.to_string(), 3)?;
 
-    let session = Session::open(&routed, Some(SOURCE_PORT), family.vip_port(7))?;
-    assert_eq!(session.answer.client, (lab.routed_client_address(family), SOURCE_PORT).into());
-    let answer = traffic::ask_udp_from(&routed, SOURCE_PORT, family.vip_port(7))?;
-    assert_eq!(answer.client, (lab.routed_client_address(family), SOURCE_PORT).into());
+    lab.explained(|| {
+        let session = Session::open(&routed, Some(SOURCE_PORT), family.vip_port(7))?;
+        assert_eq!(session.answer.client, (lab.routed_client_address(family), SOURCE_PORT).into());
+        let answer = traffic::ask_udp_from(&routed, SOURCE_PORT, family.vip_port(7))?;
+        assert_eq!(answer.client, (lab.routed_client_address(family), SOURCE_PORT).into());
 
-    let session = Session::open(&lab.client, Some(SOURCE_PORT), family.vip_port(7))?;
-    assert_eq!(session.answer.client.ip(), family.vip());
-    let answer = traffic::ask_udp_from(&lab.client, SOURCE_PORT, family.vip_port(7))?;
-    assert_eq!(answer.client.ip(), family.vip());
-    Ok(())
+        let session = Session::open(&lab.client, Some(SOURCE_PORT), family.vip_port(7))?;
+        assert_eq!(session.answer.client.ip(), family.vip());
+        let answer = traffic::ask_udp_from(&lab.client, SOURCE_PORT, family.vip_port(7))?;
+        assert_eq!(answer.client.ip(), family.vip());
+        Ok(())
+    })
 }
 
 #[test]
@@ -44,8 +46,11 @@ fn auto_keeps_the_client_of_a_two_arm_balancer() -> Result<()> {
     for family in Family::ALL {
         let config = Config { snat: "auto", ..Config::new(&lab, family) };
         let lb = Lb::start_with_rotation(&lab.balancer, &config.to_string(), 3)?;
-        assert_eq!(traffic::curl(&lab.client, family.vip_port(80))?.client.ip(), lab.client_address(family));
-        traffic::echo_udp(&lab.client, family.vip_port(7), 1 << 20)?;
+        lab.explained(|| {
+            let answer = traffic::curl(&lab.client, family.vip_port(80))?;
+            assert_eq!(answer.client.ip(), lab.client_address(family));
+            traffic::echo_udp(&lab.client, family.vip_port(7), 1 << 20)
+        })?;
         lb.stop()?;
         Lb::detach(&lab.balancer)?;
     }
@@ -81,16 +86,17 @@ fn two_clients_share_a_source_port(family: Family) -> Result<()> {
     let _lb = Lb::start_with_rotation(&lab.balancer, &config.to_string(), 1)?;
 
     let clients = [&lab.client, &second, &lab.backends[0].host, &lab.backends[1].host];
-    let sessions = clients.iter().map(|client| Session::open(client, Some(SOURCE_PORT), family.vip_port(7)));
-    let seen = echo_on_all(&mut sessions.collect::<Result<Vec<_>>>()?)?;
-    assert_eq!(seen, clients.len(), "two connections looked the same to the server");
+    lab.explained(|| {
+        let sessions =
+            clients.iter().map(|client| Session::open(client, Some(SOURCE_PORT), family.vip_port(7)));
+        let seen = echo_on_all(&mut sessions.collect::<Result<Vec<_>>>()?)?;
+        assert_eq!(seen, clients.len(), "two connections looked the same to the server");
 
-    for _ in 0..2 {
-        for client in clients {
+        for client in clients.iter().cycle().take(2 * clients.len()) {
             traffic::ask_udp_from(client, SOURCE_PORT, family.vip_port(7))?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
@@ -121,13 +127,16 @@ fn through_two_vips(lab: &Lab, family: Family, client: &Host, config: Config) ->
     let config = Config { vips, backends: vec![lab.backends[0].address(family)], ..config };
     let lb = Lb::start_with_rotation(&lab.balancer, &config.to_string(), 1)?;
 
-    let sessions = targets.iter().map(|&target| Session::open(client, Some(SOURCE_PORT), target));
-    let seen = echo_on_all(&mut sessions.collect::<Result<Vec<_>>>()?)?;
-    assert_eq!(seen, targets.len(), "two connections looked the same to the server");
+    lab.explained(|| {
+        let sessions = targets.iter().map(|&target| Session::open(client, Some(SOURCE_PORT), target));
+        let seen = echo_on_all(&mut sessions.collect::<Result<Vec<_>>>()?)?;
+        assert_eq!(seen, targets.len(), "two connections looked the same to the server");
 
-    for target in targets.iter().cycle().take(4) {
-        traffic::ask_udp_from(client, SOURCE_PORT, *target)?;
-    }
+        for target in targets.iter().cycle().take(2 * targets.len()) {
+            traffic::ask_udp_from(client, SOURCE_PORT, *target)?;
+        }
+        Ok(())
+    })?;
     lb.stop()?;
     Lb::detach(&lab.balancer)
 }

@@ -47,6 +47,8 @@ pub enum Question {
     },
     /// The names behind the ids in the maps.
     Names,
+    /// The last events of packets.
+    Events,
     /// The metrics, as text.
     Metrics,
     /// Read the file again.

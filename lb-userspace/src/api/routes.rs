@@ -84,6 +84,7 @@ pub fn router(calls: mpsc::Sender<Call>, access: Access) -> Router {
         .routes(routes!(history_of_backend))
         .routes(routes!(diagnose))
         .routes(routes!(diagnose_set))
+        .routes(routes!(events))
         .routes(routes!(metrics))
         .routes(routes!(reload))
         .routes(routes!(detach))
@@ -175,6 +176,12 @@ async fn diagnose(State(server): State<Server>) -> Response {
 )]
 async fn diagnose_set(State(server): State<Server>, UrlPath(set): UrlPath<String>) -> Response {
     ask(server, Question::Diagnose { set: Some(set) }).await
+}
+
+/// The last events of packets
+#[utoipa::path(get, path = "/v1/events", responses((status = 200, body = Value)))]
+async fn events(State(server): State<Server>) -> Response {
+    ask(server, Question::Events).await
 }
 
 /// Metrics in the text format of Prometheus

@@ -6,6 +6,7 @@ mod connections;
 mod detach;
 mod diagnose;
 mod doctor;
+mod events;
 mod paint;
 mod run;
 mod show;
@@ -71,6 +72,8 @@ enum Command {
     Diagnose(diagnose::Diagnose),
     /// Print the last transitions of each backend, with the reason
     History(ask::History),
+    /// Print the last events of packets: what was dropped, passed or noted, and why
+    Events(events::Events),
     /// Read the configuration file again and apply what changed; if it is refused, the running one stays
     Reload(Target),
     /// Give a backend no new flows; existing ones go on
@@ -152,6 +155,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Status(status) => status.execute().await,
         Command::Diagnose(diagnose) => diagnose.execute().await,
         Command::History(history) => history.execute().await,
+        Command::Events(events) => events.execute().await,
         Command::Reload(target) => ask::reload(&target.instance()?).await,
         Command::Drain(backend) => backend.execute(Action::Drain).await,
         Command::Undrain(backend) => backend.execute(Action::Undrain).await,

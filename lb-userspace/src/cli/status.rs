@@ -91,12 +91,12 @@ fn write_status(text: &mut String, status: &Document, paint: &Paint) -> std::fmt
 fn write_listener(text: &mut String, listener: &ListenerStatus, paint: &Paint) -> std::fmt::Result {
     writeln!(
         text,
-        "\n{} listener {}: {} {} port {} -> {}",
+        "\n{} listener {}: {} {} {} -> {}",
         paint.level(&listener.status),
         listener.name,
         listener.protocol,
         listener.address,
-        if listener.port == 0 { "any".to_owned() } else { listener.port.to_string() },
+        ports(listener),
         listener.backend_set
     )?;
     let ListenerStatus { active_flows, new_flows, packets, bytes, .. } = listener;
@@ -104,6 +104,14 @@ fn write_listener(text: &mut String, listener: &ListenerStatus, paint: &Paint) -
         text,
         "         {active_flows} flows, {new_flows} since the start, {packets} packets, {bytes} bytes"
     )
+}
+
+fn ports(listener: &ListenerStatus) -> String {
+    match listener.ports.split_once('-') {
+        _ if listener.port == 0 => "every port".to_owned(),
+        Some((first, last)) if first != last => format!("ports {first}-{last}"),
+        _ => format!("port {}", listener.port),
+    }
 }
 
 fn write_set(text: &mut String, set: &SetStatus, paint: &Paint) -> std::fmt::Result {

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::document::{Path, at};
 use super::findings::Findings;
 use super::schema::{MinHealthy, Mode, PortRange, Protocol, Snat};
@@ -32,6 +34,8 @@ pub(super) struct ListenerFacts<'d> {
     pub(super) protocol: Option<Protocol>,
     pub(super) ports: Option<PortRange>,
     pub(super) backend_set: Option<&'d str>,
+    pub(super) allow_sources: Option<Vec<IpNet>>,
+    pub(super) deny_sources: Option<Vec<IpNet>>,
 }
 
 /// `[backend_set.NAME]`

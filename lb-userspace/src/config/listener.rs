@@ -31,7 +31,16 @@ pub(super) fn read<'d>(index: usize, mut table: Table<'_, 'd>) -> (ListenerFacts
     let max_new_flows_per_s = table.optional("max_new_flows_per_s", 0, |value| value.integer(0..=u32::MAX));
     table.finish();
 
-    let facts = ListenerFacts { index, name: name.clone(), address, protocol, ports, backend_set };
+    let facts = ListenerFacts {
+        index,
+        name: name.clone(),
+        address,
+        protocol,
+        ports,
+        backend_set,
+        allow_sources: allow_sources.clone(),
+        deny_sources: deny_sources.clone(),
+    };
     let listener = || {
         Some(Listener {
             name: name?,

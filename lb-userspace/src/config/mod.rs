@@ -15,6 +15,7 @@ mod host;
 mod http;
 mod instance;
 mod listener;
+mod port_prefix;
 mod problem;
 mod reader;
 mod report;
@@ -37,6 +38,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use host::{HostFacts, ThisHost};
+pub use port_prefix::PortPrefix;
 pub use report::{Diagnostic, Report, Severity};
 pub use schema::*;
 pub use show::show;

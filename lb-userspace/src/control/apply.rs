@@ -2,16 +2,20 @@
 //! state in between makes sense to a packet: backends before the tables that name them, tables before the
 //! listeners that use them; and the other way round for what goes.
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Result;
-use lb_common::{Backend, ListenerKey, Settings};
+use lb_common::{Backend, Listener, ListenerKey, Settings};
 use tracing::debug;
 
+use self::sources::HeldSources;
 use super::desired::{Desired, DesiredSet, ListenerOrd};
 use super::ids::Ids;
+use crate::dataplane::maps::Range;
 use crate::dataplane::{Census, Maps, maglev};
 
 /// The controller's knowledge of the maps.
@@ -25,8 +29,11 @@ pub struct Applier {
 /// What the maps hold.
 #[derive(Debug, Default)]
 struct Held {
-    listeners: BTreeMap<ListenerOrd, lb_common::Listener>,
-    vips: BTreeSet<IpAddr>,
+    listeners: BTreeMap<ListenerOrd, Listener>,
+    ranges: BTreeMap<Range, Listener>,
+    sources: HeldSources,
+    /// Flags by address.
+    vips: BTreeMap<IpAddr, u32>,
     backends: BTreeMap<u32, Backend>,
     /// Since when backends are known to get no new flows: those that the configuration has lost.
     removed: BTreeMap<u32, Instant>,
@@ -46,9 +53,11 @@ impl Applier {
         let backends: BTreeMap<u32, Backend> = maps.backends()?.into_iter().collect();
         let removed = backends.iter().filter(|(_, backend)| backend.has(Backend::REMOVED));
         let removed = removed.map(|(&id, _)| (id, Instant::now())).collect();
-        let vips = maps.vips()?.into_iter().map(IpAddr::from).collect();
+        let vips = maps.vips()?.into_iter().map(|(address, flags)| (address.into(), flags)).collect();
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
-        let held = Held { listeners, vips, backends, removed, sets, settings: None };
+        let ranges = maps.ranges()?.into_iter().collect();
+        let sources = HeldSources::read(maps)?;
+        let held = Held { listeners, ranges, sources, vips, backends, removed, sets, settings: None };
         Ok(Self { ids: Ids::adopt(maps)?, held })
     }
 
@@ -67,8 +76,10 @@ impl Applier {
         self.add_backends(maps, desired)?;
         self.apply_sets(maps, desired)?;
         self.add_vips(maps, desired)?;
+        let source_changes = self.held.sources.begin(maps, desired)?;
         self.apply_listeners(maps, desired)?;
-        self.remove_vips(maps)?;
+        self.held.sources.finish(maps, source_changes)?;
+        self.remove_vips(maps, desired)?;
         self.retire_backends(maps, desired)?;
         self.remove_sets(maps, desired)
     }
@@ -82,6 +93,7 @@ impl Applier {
             snat_port_last: ports.1,
             snat_addresses_v4: desired.snat_addresses_v4.len() as u16,
             snat_addresses_v6: desired.snat_addresses_v6.len() as u16,
+            flags: if desired.icmp_echo { Settings::ICMP_ECHO } else { 0 },
             ..held
         };
         maps.set_snat_addresses(&desired.snat_addresses_v4, &desired.snat_addresses_v6)?;
@@ -122,45 +134,66 @@ impl Applier {
         Ok(())
     }
 
+    /// Writes every new key before it removes an old one: a listener whose ports change is never without any.
     fn apply_listeners(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
-        let known: BTreeSet<u32> = self.held.listeners.values().map(|listener| listener.id).collect();
+        let Held { listeners, ranges, .. } = &mut self.held;
+        let held = listeners.values().chain(ranges.values());
+        let known: BTreeSet<u32> = held.map(|listener| listener.id).collect();
+        let wanted: BTreeSet<u32> = desired.all_listeners().map(|listener| listener.id).collect();
+        for &id in wanted.difference(&known) {
+            maps.clear_listener_counters(id)?;
+        }
         for (&key, listener) in &desired.listeners {
-            if !known.contains(&listener.id) {
-                maps.clear_listener_counters(listener.id)?;
-            }
-            if self.held.listeners.get(&key) != Some(listener) {
+            if listeners.get(&key) != Some(listener) {
                 maps.set_listener(&unordered(key), listener)?;
-                self.held.listeners.insert(key, *listener);
+                listeners.insert(key, *listener);
             }
         }
-        let gone: Vec<ListenerOrd> =
-            self.held.listeners.keys().filter(|key| !desired.listeners.contains_key(key)).copied().collect();
-        for key in gone {
-            maps.remove_listener(&unordered(key))?;
-            self.held.listeners.remove(&key);
+        for (&range, listener) in &desired.ranges {
+            if ranges.get(&range) != Some(listener) {
+                maps.set_range(range, listener)?;
+                ranges.insert(range, *listener);
+            }
         }
-        let wanted: BTreeSet<u32> = desired.listeners.values().map(|listener| listener.id).collect();
+        for key in lost_keys(listeners, &desired.listeners) {
+            maps.remove_listener(&unordered(key))?;
+            listeners.remove(&key);
+        }
+        for range in lost_keys(ranges, &desired.ranges) {
+            maps.remove_range(range)?;
+            ranges.remove(&range);
+        }
         self.ids.keep_listeners(|id| wanted.contains(&id));
         Ok(())
     }
 
-    /// Every address that has listeners is a VIP: the program looks for a listener at VIPs only.
+    /// Adds VIPs, and the flags of what is about to be added to them: the program looks for listeners at VIPs only,
+    /// and for ranges only at those that say so.
     fn add_vips(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
-        for &(address, ..) in desired.listeners.keys() {
-            if !self.held.vips.contains(&address) {
-                maps.add_vip(&address.into())?;
-                self.held.vips.insert(address);
-            }
+        for (&address, &flags) in &desired.vips {
+            let held = self.held.vips.get(&address).copied();
+            self.set_vip(maps, address, flags | held.unwrap_or_default())?;
         }
         Ok(())
     }
 
-    fn remove_vips(&mut self, maps: &mut Maps) -> Result<()> {
-        let wanted: BTreeSet<IpAddr> = self.held.listeners.keys().map(|(address, ..)| *address).collect();
-        for &address in self.held.vips.difference(&wanted) {
-            maps.remove_vip(&address.into())?;
+    fn set_vip(&mut self, maps: &mut Maps, address: IpAddr, flags: u32) -> Result<()> {
+        if self.held.vips.get(&address) != Some(&flags) {
+            maps.set_vip(&address.into(), flags)?;
+            self.held.vips.insert(address, flags);
         }
-        self.held.vips = wanted;
+        Ok(())
+    }
+
+    /// Removes the flags of what was removed, and the VIPs that have nothing left.
+    fn remove_vips(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
+        for (&address, &flags) in &desired.vips {
+            self.set_vip(maps, address, flags)?;
+        }
+        for address in lost_keys(&self.held.vips, &desired.vips) {
+            maps.remove_vip(&address.into())?;
+            self.held.vips.remove(&address);
+        }
         Ok(())
     }
 
@@ -199,9 +232,7 @@ impl Applier {
     }
 
     fn remove_sets(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
-        let gone: Vec<u32> =
-            self.held.sets.keys().filter(|id| !desired.sets.contains_key(id)).copied().collect();
-        for id in gone {
+        for id in lost_keys(&self.held.sets, &desired.sets) {
             maps.remove_table(id)?;
             maps.set_set_name(id, "")?;
             self.held.sets.remove(&id);
@@ -209,6 +240,11 @@ impl Applier {
         self.ids.keep_sets(|id| desired.sets.contains_key(&id));
         Ok(())
     }
+}
+
+/// Keys that are held and no longer desired.
+fn lost_keys<K: Ord + Copy, A, B>(held: &BTreeMap<K, A>, desired: &BTreeMap<K, B>) -> Vec<K> {
+    held.keys().filter(|key| !desired.contains_key(key)).copied().collect()
 }
 
 fn ordered(key: &ListenerKey) -> ListenerOrd {

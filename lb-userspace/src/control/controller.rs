@@ -19,8 +19,10 @@ use tracing::{error, info, warn};
 use super::apply::Applier;
 use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
+use super::events::Events;
 use super::findings;
 use super::flows::Flows;
+use super::host_ports::HostPorts;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
 use crate::api::tcp::TcpApi;
@@ -102,6 +104,8 @@ pub struct Controller {
     resolver: Resolver,
     ways: watch::Receiver<Ways>,
     flows: Flows,
+    host_ports: HostPorts,
+    events: Events,
     /// When the drains under way end, by backend id.
     drains: BTreeMap<u32, Instant>,
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
@@ -155,6 +159,8 @@ impl Controller {
         }
         let applier = Applier::read(&dataplane.maps)?;
         let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
+        let events = Events::follow(dataplane.take_events().context("the data plane was taken apart")?);
+        hold_fragments(&mut dataplane)?;
         let resolver =
             Resolver::new(config.lb.interfaces.clone()).context("cannot follow routes and neighbours")?;
         let (found, results) = mpsc::unbounded_channel();
@@ -179,6 +185,8 @@ impl Controller {
             applier,
             resolver,
             flows,
+            host_ports: HostPorts::default(),
+            events,
             calls,
             tcp_api: TcpApi::new(ask.clone()),
         };
@@ -199,8 +207,10 @@ impl Controller {
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
+        self.look_at_host_ports();
         self.attach()?;
         self.assign_vips()?;
+        self.judge_host_ports();
         api::serve(&self.instance.socket(), ask)?;
         Ok(())
     }
@@ -274,6 +284,8 @@ impl Controller {
         let desired = Desired::compute(&config, &mut self.applier.ids, &known)?;
         // Installing a table waits for packets that still read the old one: other tasks must go on meanwhile.
         tokio::task::block_in_place(|| self.applier.apply(&mut self.dataplane.maps, &desired))?;
+        let names = desired.names.listeners.iter();
+        self.events.name_listeners(names.map(|(name, &id)| (id, name.clone())).collect());
         self.desired = desired;
         self.note_drains(&config);
         self.flows.set_limits(self.limits(&config));
@@ -308,7 +320,7 @@ impl Controller {
                 self.dataplane.detach_interface(&interface)?;
             }
         }
-        Ok(())
+        self.dataplane.settle()
     }
 
     /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses
@@ -357,12 +369,15 @@ impl Controller {
     /// What the collector of idle flows must know.
     fn limits(&self, config: &Config) -> Limits {
         let mut limits = Limits::default();
-        for listener in self.desired.listeners.values() {
+        for listener in self.desired.all_listeners() {
             let timeouts = IdleTimeouts {
                 tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
                 udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
             };
             limits.listeners.insert(listener.id, timeouts);
+        }
+        for listener in config.listeners.iter().filter(|listener| listener.tcp_reset_on_idle) {
+            limits.reset_on_idle.extend(self.desired.names.listeners.get(&listener.name));
         }
         for (set_name, set) in &config.backend_sets {
             for backend in set.backends.iter().filter(|backend| backend.offline) {
@@ -386,7 +401,12 @@ impl Controller {
         }
         let config = self.overrides.applied_to(&self.config);
         self.flows.set_limits(self.limits(&config));
-        self.dataplane.refresh_macs().unwrap_or_else(|error| error!("cannot follow MACs: {error:#}"));
+        self.dataplane
+            .refresh_interfaces()
+            .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
+        if self.host_ports.is_due() {
+            self.look_at_host_ports();
+        }
     }
 
     async fn answer(&mut self, question: Question) -> Answer {
@@ -405,6 +425,7 @@ impl Controller {
                 Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
             }
             Question::History { set, backend } => self.book.history(set.as_deref(), backend.as_deref()),
+            Question::Events => Answer::Document(self.events.document()),
             Question::Reload => match self.reload().await {
                 Ok(()) => Answer::Document(json!({ "reloaded": true })),
                 Err(Refusal::Config(report)) => {
@@ -449,6 +470,7 @@ impl Controller {
             book: &self.book,
             ways: &self.ways.borrow(),
             census: &self.flows.census(),
+            host_ports: &self.host_ports,
             maps: &self.dataplane.maps,
         })
     }
@@ -533,7 +555,23 @@ impl Controller {
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
-        self.assign_vips()
+        self.look_at_host_ports();
+        self.assign_vips()?;
+        self.judge_host_ports();
+        Ok(())
+    }
+
+    /// Keeps SNAT away from ports that the host itself uses.
+    fn look_at_host_ports(&mut self) {
+        let addresses = self.desired.vips.keys().copied().collect();
+        let refreshed =
+            tokio::task::block_in_place(|| self.host_ports.refresh(&mut self.dataplane.maps, &addresses));
+        refreshed.unwrap_or_else(|error| error!("cannot keep away from the host's ports: {error:#}"));
+    }
+
+    fn judge_host_ports(&mut self) {
+        let judged = self.host_ports.judge(&self.config, &self.instance.run_dir());
+        judged.unwrap_or_else(|error| error!("cannot judge the ports for SNAT: {error:#}"));
     }
 }
 
@@ -580,6 +618,17 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
     }
+}
+
+/// Holds fragments that come before the first of their datagram.
+fn hold_fragments(dataplane: &mut Dataplane) -> Result<()> {
+    let holder = dataplane.take_fragments().context("the data plane was taken apart")?;
+    tokio::spawn(async move {
+        if let Err(error) = holder.run().await {
+            error!("fragments that come before the first of their datagram are lost: {error:#}");
+        }
+    });
+    Ok(())
 }
 
 /// Carries what the XDP program logs into our log.

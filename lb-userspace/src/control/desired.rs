@@ -5,11 +5,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use lb_common::{Addr4, Addr6, Backend, Listener, ListenerKey, NextHop, PROTO_TCP, PROTO_UDP};
+use ipnet::IpNet;
+use lb_common::listener::Vip;
+use lb_common::{Addr4, Addr6, Backend, Listener, NextHop, PROTO_TCP, PROTO_UDP};
 
 use super::ids::Ids;
-use crate::config::{self, BackendSet, Config, OnUnhealthy, Policy, PortRange, Protocol, Snat};
+use super::sources::SourceLists;
+use crate::config::{
+    self, BackendSet, Config, Mode, NoBackendAction, OnUnhealthy, OnUntrackedTcp, Policy, PortRange,
+    Protocol, Snat,
+};
 use crate::dataplane::maglev::Member;
+use crate::dataplane::maps::Range;
 
 /// What the checks say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +61,12 @@ pub trait Surroundings {
 pub struct Desired {
     /// The map `listeners`.
     pub listeners: BTreeMap<ListenerOrd, Listener>,
+    /// The map `listener_ranges`.
+    pub ranges: BTreeMap<Range, Listener>,
+    /// The map `source_rules`, before it is computed: lists by listener id.
+    pub sources: BTreeMap<u32, SourceLists>,
+    /// The map `vips`: flags by address.
+    pub vips: BTreeMap<IpAddr, u32>,
     /// The map `backends`.
     pub backends: BTreeMap<u32, Backend>,
     /// The maps `backend_sets` and `maglev`.
@@ -64,6 +77,8 @@ pub struct Desired {
     pub snat_addresses_v4: Vec<Addr4>,
     /// The map `snat_addresses_v6`.
     pub snat_addresses_v6: Vec<Addr6>,
+    /// Whether VIPs answer echo requests.
+    pub icmp_echo: bool,
     /// Ids by the names of the configuration, for status.
     pub names: Names,
 }
@@ -96,12 +111,17 @@ impl Desired {
     ///
     /// If there are more of something than the maps have room for.
     pub fn compute(config: &Config, ids: &mut Ids, surroundings: &impl Surroundings) -> Result<Self> {
-        let mut desired = Self { snat_ports: Some(config.lb.snat_ports), ..Self::default() };
-        for address in &config.lb.snat_addresses {
-            match *address {
+        let mut desired = Self {
+            snat_ports: Some(config.lb.snat_ports),
+            icmp_echo: config.lb.icmp_echo,
+            ..Self::default()
+        };
+        for &address in &config.lb.snat_addresses {
+            match address {
                 IpAddr::V4(v4) => desired.snat_addresses_v4.push(v4.into()),
                 IpAddr::V6(v6) => desired.snat_addresses_v6.push(v6.into()),
             }
+            desired.vips.insert(address, 0);
         }
         for (name, set) in &config.backend_sets {
             desired.add_set(name, set, ids, surroundings)?;
@@ -153,40 +173,73 @@ impl Desired {
     fn add_listener(&mut self, listener: &config::Listener, config: &Config, ids: &mut Ids) -> Result<()> {
         // The configuration was validated: every listener names a set.
         let Some(set) = config.backend_sets.get(&listener.backend_set) else { return Ok(()) };
-        let keys = listener_keys(listener);
-        let Some(first) = keys.first() else { return Ok(()) };
+        let sources = source_lists(listener);
         let value = Listener {
-            id: ids.listener(first)?,
+            id: ids.listener(listener_owner(listener))?,
             set: ids.set(&listener.backend_set)?,
             tcp_idle_timeout_s: listener.tcp_idle_timeout_s,
             udp_idle_timeout_s: listener.udp_idle_timeout_s,
             policy: policy(set.policy),
             snat: snat(set.snat),
-            on_untracked_tcp: match listener.on_untracked_tcp {
-                config::OnUntrackedTcp::Drop => Listener::DROP,
-                _ => Listener::PICKUP,
-            },
-            flags: 0,
+            on_untracked_tcp: on_untracked_tcp(listener.on_untracked_tcp),
+            flags: listener_flags(listener, set, &sources),
             max_new_flows_per_s: listener.max_new_flows_per_s,
         };
         self.names.listeners.insert(listener.name.clone(), value.id);
-        for key in keys {
-            self.listeners.insert((key.address.into(), key.port, key.protocol), value);
+        if !sources.is_empty() {
+            self.sources.insert(value.id, sources);
+        }
+        let ports = listener.ports;
+        let flags = self.vips.entry(listener.address).or_default();
+        *flags |= Vip::LISTENS | if ports.is_single() { 0 } else { Vip::HAS_RANGES };
+        for &protocol in protocols(listener.protocol) {
+            if ports.is_single() {
+                self.listeners.insert((listener.address, ports.first, protocol), value);
+                continue;
+            }
+            let range = |ports| Range { address: listener.address, ports, protocol };
+            self.ranges.extend(ports.prefixes().into_iter().map(|ports| (range(ports), value)));
         }
         Ok(())
     }
+
+    /// Every listener, under each of its keys.
+    pub fn all_listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.values().chain(self.ranges.values())
+    }
 }
 
-/// The keys of a listener in the map, the lowest protocol number first.
-pub fn listener_keys(listener: &config::Listener) -> Vec<ListenerKey> {
-    let protocols: &[u8] = match listener.protocol {
+/// IP protocol numbers, the lowest first.
+const fn protocols(protocol: Protocol) -> &'static [u8] {
+    match protocol {
         Protocol::Tcp => &[PROTO_TCP],
         Protocol::Udp => &[PROTO_UDP],
         Protocol::TcpAndUdp => &[PROTO_TCP, PROTO_UDP],
-    };
-    let ports = listener.ports.first..=listener.ports.last;
-    let key = |port, protocol| ListenerKey { address: listener.address.into(), port, protocol, _pad: 0 };
-    ports.flat_map(|port| protocols.iter().map(move |&protocol| key(port, protocol))).collect()
+    }
+}
+
+/// Who owns the id of a listener: its lowest key.
+fn listener_owner(listener: &config::Listener) -> ListenerOrd {
+    let first = if listener.ports == PortRange::EVERY { 0 } else { listener.ports.first };
+    (listener.address, first, protocols(listener.protocol)[0])
+}
+
+/// The lists of a listener, without what no source of it can match.
+fn source_lists(listener: &config::Listener) -> SourceLists {
+    let is_of_family = |prefix: &&IpNet| prefix.addr().is_ipv4() == listener.address.is_ipv4();
+    let of_family = |list: &[IpNet]| list.iter().filter(is_of_family).copied().collect();
+    SourceLists { allow: of_family(&listener.allow_sources), deny: of_family(&listener.deny_sources) }
+}
+
+fn listener_flags(listener: &config::Listener, set: &BackendSet, sources: &SourceLists) -> u8 {
+    let bits = [
+        (Listener::DSR, set.mode == Mode::Dsr),
+        (Listener::REFUSE, set.no_backend_action == NoBackendAction::Reset),
+        // A list that names only the other family allows nobody.
+        (Listener::SOURCE_RULES, !sources.is_empty() || !listener.allow_sources.is_empty()),
+        (Listener::DENY_UNLISTED, !listener.allow_sources.is_empty()),
+    ];
+    bits.into_iter().filter(|(_, set)| *set).fold(0, |flags, (bit, _)| flags | bit)
 }
 
 /// Who is in the rotation of a set, in the order of its backends: the healthy ones that are no backups; without
@@ -219,6 +272,7 @@ fn flags(set: &BackendSet, backend: &config::Backend, health: Health, in_rotatio
         (Backend::OFFLINE, backend.offline),
         (Backend::MOVE_UDP, left_by_health && set.on_unhealthy_udp == OnUnhealthy::Move),
         (Backend::MOVE_TCP, left_by_health && set.on_unhealthy == OnUnhealthy::Move),
+        (Backend::RESET_TCP, left_by_health && set.on_unhealthy == OnUnhealthy::Reset),
     ];
     bits.into_iter().filter(|(_, set)| *set).fold(0, |flags, (bit, _)| flags | bit)
 }
@@ -229,6 +283,14 @@ const fn policy(policy: Policy) -> u8 {
         Policy::ThreeTuple => Listener::THREE_TUPLE,
         Policy::TwoTuple => Listener::TWO_TUPLE,
         Policy::SourceIp => Listener::SOURCE_IP,
+    }
+}
+
+const fn on_untracked_tcp(action: OnUntrackedTcp) -> u8 {
+    match action {
+        OnUntrackedTcp::Pickup => Listener::PICKUP,
+        OnUntrackedTcp::Drop => Listener::DROP,
+        OnUntrackedTcp::Reset => Listener::RESET,
     }
 }
 
@@ -357,5 +419,82 @@ mod tests {
         let name = |backend: &str| ("web".to_owned(), backend.to_owned());
         assert_eq!(first.names.backends[&name("b")], second.names.backends[&name("b")]);
         assert_ne!(first.names.backends[&name("a")], second.names.backends[&name("c")]);
+    }
+
+    /// The configuration of a set with lines in its listener and in its table, and what becomes of it.
+    fn desired(listener: &str, set: &str) -> Desired {
+        let mut config = config(&format!("[backend_set.web]\n{set}\n{}", backend("a", 10, "")));
+        let source = format!(
+            "[lb]\ninterfaces = [\"eth0\"]\nsnat_addresses = [\"10.0.1.9\"]\n\
+             [[listener]]\nname = \"x\"\naddress = \"10.0.1.100\"\nbackend_set = \"web\"\n{listener}\n\
+             [backend_set.web]\n[[backend_set.web.backend]]\naddress = \"10.0.1.10\"\nport = 0\n\
+             [backend_set.web.health_check]\nprotocol = \"tcp\"\nport = 80\n"
+        );
+        let read = config::parse(&source, "test.toml").unwrap_or_else(|report| panic!("{report}")).config;
+        (config.listeners, config.lb) = (read.listeners, read.lb);
+        Desired::compute(&config, &mut Ids::default(), &host(&[("a", Unhealthy)])).unwrap()
+    }
+
+    fn only_listener(desired: &Desired) -> Listener {
+        let mut all = desired.all_listeners();
+        let first = *all.next().unwrap();
+        assert!(all.all(|listener| *listener == first));
+        first
+    }
+
+    #[test]
+    fn words_of_the_configuration_become_flags() {
+        let tcp = "protocol = \"tcp\"\nport = 80\n";
+        let flags = |listener: &str, set: &str| only_listener(&desired(&[tcp, listener].concat(), set)).flags;
+        assert_eq!(flags("", ""), 0);
+        assert_eq!(flags("", "no_backend_action = \"reset\""), Listener::REFUSE);
+        assert_eq!(flags("deny_sources = [\"10.0.0.0/8\"]", ""), Listener::SOURCE_RULES);
+        let allow = Listener::SOURCE_RULES | Listener::DENY_UNLISTED;
+        assert_eq!(flags("allow_sources = [\"10.0.0.0/8\"]", ""), allow);
+        assert_eq!(flags("allow_sources = [\"fd00::/8\"]", ""), allow, "a rule for nobody is a rule");
+        let reset = desired(&[tcp, "on_untracked_tcp = \"reset\"\nmax_new_flows_per_s = 7"].concat(), "");
+        let reset = only_listener(&reset);
+        assert_eq!((reset.on_untracked_tcp, reset.max_new_flows_per_s), (Listener::RESET, 7));
+        let unhealthy = desired(tcp, "on_unhealthy = \"reset\"");
+        let expected = Backend::IN_USE | Backend::RESET_TCP | Backend::MOVE_UDP;
+        assert!(unhealthy.backends.values().all(|backend| backend.flags == expected));
+        assert!(unhealthy.icmp_echo, "the default");
+    }
+
+    #[test]
+    fn dsr_is_a_flag_of_the_listener() {
+        let dsr = config(
+            "[backend_set.web]\nmode = \"dsr\"\nsnat = \"never\"\n\
+             [[backend_set.web.backend]]\naddress = \"10.0.1.10\"\nport = 80\n",
+        );
+        let desired = Desired::compute(&dsr, &mut Ids::default(), &host(&[])).unwrap();
+        assert_eq!(only_listener(&desired).flags, Listener::DSR);
+        assert_eq!(only_listener(&desired).snat, Listener::SNAT_NEVER);
+    }
+
+    #[test]
+    fn many_ports_stand_in_the_ranges_and_the_vip_says_so() {
+        let vip: IpAddr = "10.0.1.100".parse().unwrap();
+        let prefixes = |desired: &Desired, protocol| -> Vec<(u16, u8)> {
+            let ranges = desired.ranges.keys().filter(|range| range.protocol == protocol);
+            ranges.map(|range| (range.ports.port, range.ports.bits)).collect()
+        };
+        let range = desired("protocol = \"tcp_and_udp\"\nports = \"8000-8100\"", "");
+        assert!(range.listeners.is_empty());
+        let expected = [(8000, 10), (8064, 11), (8096, 14), (8100, 16)];
+        assert_eq!(prefixes(&range, PROTO_TCP), expected);
+        assert_eq!(prefixes(&range, PROTO_UDP), expected);
+        assert_eq!(range.vips[&vip], Vip::LISTENS | Vip::HAS_RANGES);
+        let every = desired("protocol = \"udp\"\nport = 0", "");
+        assert_eq!(prefixes(&every, PROTO_UDP), [(0, 0)]);
+        let single = desired("protocol = \"udp\"\nports = \"53-53\"", "");
+        assert_eq!(single.vips[&vip], Vip::LISTENS);
+        assert_eq!(single.listeners.len(), 1);
+    }
+
+    #[test]
+    fn snat_addresses_are_vips_that_do_not_listen() {
+        let desired = desired("protocol = \"tcp\"\nport = 80", "");
+        assert_eq!(desired.vips[&IpAddr::from([10, 0, 1, 9])], 0);
     }
 }

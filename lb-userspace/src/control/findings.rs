@@ -1,7 +1,7 @@
 //! `lb diagnose`: gathers what the checks and the traffic say of each set, and lets `health::diagnose` judge it.
 
 use anyhow::Result;
-use lb_common::{PROTO_TCP, PROTO_UDP, Reason};
+use lb_common::{Kind, PROTO_TCP, PROTO_UDP, Reason};
 use serde::Serialize;
 
 use super::report::{self, Sources};
@@ -93,7 +93,10 @@ impl Arrived {
     fn at(sources: &Sources<'_>, listener: &Listener) -> Result<Self> {
         let id = sources.desired.names.listeners.get(&listener.name).copied().unwrap_or_default();
         let dropped = sources.maps.drops(Some(id))?;
-        let drops = Reason::ALL.iter().map(|&reason| (reason.name(), dropped.get(reason)));
+        let drops = Reason::ALL
+            .iter()
+            .filter(|reason| reason.kind() == Kind::Drop)
+            .map(|&reason| (reason.name(), dropped.get(reason)));
         let to_this = |key: &lb_common::ListenerKey| std::net::IpAddr::from(key.address) == listener.address;
         let strays = sources.maps.strays()?.into_iter().filter(|(key, _)| to_this(key));
         let mut strays: Vec<Stray<'_>> = strays

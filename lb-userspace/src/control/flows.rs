@@ -1,15 +1,17 @@
 //! The thread that walks over the flows, so that the controller's loop never waits for a million of them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::{oneshot, watch};
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::dataplane::{Census, Collector, Limits};
+use crate::network::nudge::Nudge;
 
 /// Time from the end of one walk to the begin of the next.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -67,6 +69,7 @@ impl Flows {
 fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: &watch::Sender<Census>) {
     let mut limits = Limits::default();
     let mut unanswered = BTreeMap::new();
+    let mut resets = Resets::default();
     loop {
         let mut waiting = Vec::new();
         match orders.recv_timeout(PAUSE) {
@@ -78,8 +81,10 @@ fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: 
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        match collector.sweep(&limits) {
-            Ok(census) => {
+        let allowed = if resets.may_be_sent() { limits.resets } else { 0 };
+        match collector.sweep(&Limits { resets: allowed, ..limits.clone() }) {
+            Ok(mut census) => {
+                resets.send(std::mem::take(&mut census.resets));
                 for (&backend, &count) in &census.unanswered {
                     *unanswered.entry(backend).or_default() += count;
                 }
@@ -90,6 +95,37 @@ fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: 
         for done in waiting {
             // Whoever asked may have given up waiting.
             let _ = done.send(());
+        }
+    }
+}
+
+/// Has the ends of flows that idled out answer, at a bounded rate.
+#[derive(Default)]
+struct Resets {
+    /// Opened when the first is to be sent.
+    nudge: Option<Nudge>,
+    sent_at: Option<Instant>,
+}
+
+impl Resets {
+    /// Whether the last ones were long enough ago: walks that somebody asked for come as often as they are asked for.
+    fn may_be_sent(&self) -> bool {
+        self.sent_at.is_none_or(|moment| moment.elapsed() >= PAUSE)
+    }
+
+    fn send(&mut self, ends: Vec<(SocketAddr, SocketAddr)>) {
+        if ends.is_empty() {
+            return;
+        }
+        self.sent_at = Some(Instant::now());
+        let nudge = match self.nudge.take().map_or_else(Nudge::open, Ok) {
+            Ok(nudge) => self.nudge.insert(nudge),
+            Err(error) => return error!("cannot reset idle connections: no raw socket: {error}"),
+        };
+        for (source, destination) in ends {
+            if let Err(error) = nudge.send(source, destination) {
+                debug!(%source, %destination, "cannot have an idle connection reset: {error}");
+            }
         }
     }
 }

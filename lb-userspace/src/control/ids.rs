@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use lb_common::{ListenerKey, MAX_BACKENDS, MAX_LISTENERS, MAX_SETS};
+use lb_common::{MAX_BACKENDS, MAX_LISTENERS, MAX_SETS};
 
 use crate::dataplane::Maps;
 
-/// Who owns a listener id: the first key of the listener.
-type ListenerOwner = (IpAddr, u16, u8);
+/// Who owns a listener id: the lowest address, port and protocol of the listener. Port 0 stands for every port.
+pub type ListenerOwner = (IpAddr, u16, u8);
 
 /// Who owns a backend id: a backend of a set.
 pub type BackendOwner = (u32, SocketAddr);
@@ -31,12 +31,17 @@ impl Ids {
     /// If a map cannot be read.
     pub fn adopt(maps: &Maps) -> Result<Self> {
         let mut ids = Self::default();
-        for (key, listener) in maps.listeners()? {
-            // A listener of two protocols has two keys and one id: the lower protocol number owns it.
-            let owner = listener_owner(&key);
-            match ids.listeners.owner_of(listener.id) {
+        let single = maps.listeners()?.into_iter();
+        let single =
+            single.map(|(key, listener)| ((key.address.into(), key.port, key.protocol), listener.id));
+        let ranges = maps.ranges()?.into_iter();
+        let ranges =
+            ranges.map(|(range, listener)| ((range.address, range.ports.port, range.protocol), listener.id));
+        for (owner, id) in single.chain(ranges) {
+            // A listener of two protocols or of many ports has several keys and one id: the lowest owns it.
+            match ids.listeners.owner_of(id) {
                 Some(first) if *first <= owner => {}
-                _ => ids.listeners.put(owner, listener.id),
+                _ => ids.listeners.put(owner, id),
             }
         }
         for (id, name) in maps.set_names()? {
@@ -48,13 +53,13 @@ impl Ids {
         Ok(ids)
     }
 
-    /// The id of the listener whose first key this is.
+    /// The id of a listener.
     ///
     /// # Errors
     ///
     /// If there are too many.
-    pub fn listener(&mut self, first: &ListenerKey) -> Result<u32> {
-        self.listeners.get_or_give(listener_owner(first), MAX_LISTENERS, "listeners")
+    pub fn listener(&mut self, owner: ListenerOwner) -> Result<u32> {
+        self.listeners.get_or_give(owner, MAX_LISTENERS, "listeners")
     }
 
     /// The id of a set.
@@ -89,10 +94,6 @@ impl Ids {
     pub fn keep_backends(&mut self, wanted: impl Fn(u32) -> bool) {
         self.backends.keep(wanted);
     }
-}
-
-fn listener_owner(key: &ListenerKey) -> ListenerOwner {
-    (key.address.into(), key.port, key.protocol)
 }
 
 /// Owners and their ids; the lowest free id is given next, so that the maps stay dense for their readers.

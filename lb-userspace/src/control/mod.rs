@@ -4,10 +4,14 @@
 //! | --- | --- |
 //! | `ids` | gives listeners, sets and backends their stable numbers |
 //! | `desired` | configuration + health + ways → what the maps should hold (pure) |
+//! | `sources` | the lists of sources → rules of which the longest decides |
 //! | `apply` | writes the difference between that and what they hold |
 //! | `book` | the health of each backend |
 //! | `overrides` | life-cycle changes made at run time |
 //! | `flows` | the thread that walks over the flows |
+//! | `host_ports` | the ports that the host itself uses |
+//! | `snat` | how full the ranges of SNAT ports are |
+//! | `events` | the last events that the program has sampled |
 //! | `report` | all of it → the status document |
 //! | `findings` | all of it → the diagnosis |
 //! | `controller` | the loop itself |
@@ -16,11 +20,15 @@ pub mod apply;
 pub mod book;
 pub mod controller;
 pub mod desired;
+pub mod events;
 pub mod findings;
 pub mod flows;
+pub mod host_ports;
 pub mod ids;
 pub mod overrides;
 pub mod report;
+mod snat;
+pub mod sources;
 
 pub use apply::Applier;
 pub use desired::{Desired, Health, Surroundings, Way};

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use lb_common::{Backend as MapBackend, Counters, Drops, NextHop, Reason};
+use lb_common::{Backend as MapBackend, Counters, Drops, Kind, NextHop, Reason};
 use serde_json::{Value, json};
 
 use super::book::Book;
 use super::desired::{self, Desired};
+use super::host_ports::HostPorts;
+use super::snat;
 use crate::config::{self, Config};
 use crate::dataplane::{AttachedMode, Census, Maps};
 use crate::health::Level;
@@ -17,7 +19,7 @@ use crate::health::level::{self, Member, SetLevel};
 use crate::network::next_hop::Ways;
 use crate::status::{
     BackendName, BackendStatus, ConfigStatus, InterfaceStatus, ListenerName, ListenerStatus, Names,
-    SetStatus, SnatStatus, Status,
+    SetStatus, Status,
 };
 
 /// Where the status comes from.
@@ -48,6 +50,8 @@ pub struct Sources<'a> {
     pub census: &'a Census,
     /// Counters.
     pub maps: &'a Maps,
+    /// Ports of the host.
+    pub host_ports: &'a HostPorts,
 }
 
 /// The status document.
@@ -59,6 +63,10 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
     let levels: BTreeMap<&str, SetLevel> =
         sources.config.backend_sets.keys().map(|name| (name.as_str(), set_level(sources, name))).collect();
     let verdict = instance_level(sources);
+    let snat = snat::usage(sources);
+    let remarks = [sources.host_ports.warning().map(str::to_owned), snat::warning(&snat)];
+    let reason = std::iter::once(verdict.reason).chain(remarks.into_iter().flatten());
+    let counted = all_reasons(sources)?;
     let listeners: Vec<ListenerStatus> = sources
         .config
         .listeners
@@ -73,7 +81,7 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
         version: 1,
         instance: sources.instance.to_owned(),
         status: verdict.level.word().to_owned(),
-        reason: verdict.reason,
+        reason: reason.collect::<Vec<_>>().join("; "),
         config: ConfigStatus {
             file: sources.file.display().to_string(),
             loaded_at: format!("{:.3}", sources.loaded_at),
@@ -81,10 +89,12 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
             reload_failures: sources.reload_failures,
         },
         interfaces: interfaces(sources),
-        drops: all_drops(sources)?,
+        drops: of_kind(&counted, Kind::Drop).collect(),
+        passes: of_kind(&counted, Kind::Pass).collect(),
+        notes: of_kind(&counted, Kind::Note).collect(),
         listeners,
         backend_sets,
-        snat: snat(sources),
+        snat,
     })
 }
 
@@ -139,11 +149,14 @@ fn listener_status(
 ) -> Result<ListenerStatus> {
     let id = sources.desired.names.listeners.get(&listener.name).copied().unwrap_or_default();
     let counters = sources.maps.listener_counters(id)?;
+    let counted = sources.maps.drops(Some(id))?;
+    let occurred = |kind| of_kind(&counted, kind).filter(|(_, count)| *count > 0).collect();
     let verdict = level::listener(&listener.backend_set, &levels[listener.backend_set.as_str()].verdict);
     Ok(ListenerStatus {
         name: listener.name.clone(),
         address: listener.address,
         port: if listener.ports == config::PortRange::EVERY { 0 } else { listener.ports.first },
+        ports: format!("{}-{}", listener.ports.first, listener.ports.last),
         protocol: listener.protocol.word().to_owned(),
         backend_set: listener.backend_set.clone(),
         status: verdict.level.word().to_owned(),
@@ -152,7 +165,9 @@ fn listener_status(
         bytes: bytes(&counters),
         new_flows: counters.new_flows,
         active_flows: sources.census.by_listener.get(&id).copied().unwrap_or_default(),
-        drops: occurred(&sources.maps.drops(Some(id))?),
+        drops: occurred(Kind::Drop),
+        passes: occurred(Kind::Pass),
+        notes: occurred(Kind::Note),
     })
 }
 
@@ -222,35 +237,18 @@ fn next_hop_problem(sources: &Sources<'_>, backend: &config::Backend) -> Option<
         .or_else(|| (!is_resolved).then(|| "the next hop is not resolved yet".to_owned()))
 }
 
-fn snat(sources: &Sources<'_>) -> Vec<SnatStatus> {
-    let range = sources.config.lb.snat_ports;
-    let owners: BTreeMap<u32, &(String, String)> =
-        sources.desired.names.backends.iter().map(|(name, &id)| (id, name)).collect();
-    let used = sources.census.snat_ports.iter();
-    used.filter_map(|(&(address, id), &in_use)| {
-        let (backend_set, backend) = owners.get(&id)?;
-        Some(SnatStatus {
-            address,
-            backend_set: backend_set.clone(),
-            backend: backend.clone(),
-            in_use,
-            capacity: u64::from(range.last - range.first) + 1,
-        })
-    })
-    .collect()
-}
-
-fn all_drops(sources: &Sources<'_>) -> Result<BTreeMap<String, u64>> {
+fn all_reasons(sources: &Sources<'_>) -> Result<Drops> {
     let mut total = sources.maps.drops(None)?;
     for &id in sources.desired.names.listeners.values() {
         total.add(&sources.maps.drops(Some(id))?);
     }
-    Ok(Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), total.get(reason))).collect())
+    Ok(total)
 }
 
-fn occurred(drops: &Drops) -> BTreeMap<String, u64> {
-    let counts = Reason::ALL.iter().map(|&reason| (reason.name().to_owned(), drops.get(reason)));
-    counts.filter(|(_, count)| *count > 0).collect()
+/// The counters of the reasons of a kind.
+fn of_kind(counted: &Drops, kind: Kind) -> impl Iterator<Item = (String, u64)> {
+    let reasons = Reason::ALL.iter().filter(move |reason| reason.kind() == kind);
+    reasons.map(|&reason| (reason.name().to_owned(), counted.get(reason)))
 }
 
 const fn packets(counters: &Counters) -> u64 {

@@ -10,6 +10,7 @@ use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{ProgramError, XdpMode};
 use tracing::{info, warn};
 
+use super::journeys::{JOURNEYS, is_unsettled};
 use super::load::{Dataplane, pinned_maps};
 use crate::config;
 
@@ -50,12 +51,12 @@ impl Dataplane {
     /// `mode` demands.
     pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
         let wanted = AttachedMode::wanted(mode);
-        self.introduce(interface).with_context(|| format!("cannot attach to interface {interface}"))?;
         if let Some(adopted) = self.adopt_link(interface, wanted)? {
             return Ok(adopted);
         }
         let mut refusals = Vec::new();
         for &mode in wanted {
+            self.introduce(interface, mode)?;
             match self.attach_fresh(interface, mode) {
                 Ok(()) => {
                     for refusal in &refusals {
@@ -79,9 +80,12 @@ impl Dataplane {
             if !pin.exists() {
                 continue;
             }
-            if wanted.contains(&mode) && self.replace_program(&pin).is_ok() {
-                info!(interface, mode = mode.word(), "took over the attached XDP program");
-                return Ok(Some(mode));
+            if wanted.contains(&mode) {
+                self.introduce(interface, mode)?;
+                if self.replace_program(&pin).is_ok() {
+                    info!(interface, mode = mode.word(), "took over the attached XDP program");
+                    return Ok(Some(mode));
+                }
             }
             // The interface was removed meanwhile, or another mode is wanted: this link is of no use.
             fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
@@ -115,6 +119,18 @@ impl Dataplane {
                 Ok(())
             }
             None => Ok(()),
+        }
+    }
+
+    /// Lets go of what an earlier controller's program needed: every interface runs this one's now.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be renamed or removed.
+    pub fn settle(&mut self) -> Result<()> {
+        match (&mut self.journeys, &self.pins) {
+            (Some(journeys), Some(pins)) => journeys.settle(pins),
+            _ => Ok(()),
         }
     }
 
@@ -165,9 +181,10 @@ pub fn detach(pins: &Path) -> Result<bool> {
     let name_of =
         |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let is_link = |path: &PathBuf| name_of(path).starts_with("link_");
-    let ours = pinned_maps()?;
+    let mut ours = pinned_maps()?;
+    ours.push(JOURNEYS.to_owned());
     // The directory may be another program's, if the name of the instance is a wrong guess.
-    paths.retain(|path| is_link(path) || ours.contains(&name_of(path)));
+    paths.retain(|path| is_link(path) || is_unsettled(&name_of(path)) || ours.contains(&name_of(path)));
     if paths.is_empty() {
         return Ok(false);
     }

@@ -28,6 +28,11 @@ impl Clock {
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
     }
 
+    pub(super) fn try_clone(&self) -> Result<Self> {
+        let program = self.program.try_clone().context("cannot keep the program `clock`")?;
+        Ok(Self { program, ticks_per_second: self.ticks_per_second })
+    }
+
     /// Whether the kernel runs its program as machine code.
     pub(super) fn is_compiled(&self) -> Result<bool> {
         sys::is_compiled(self.program.as_fd()).context("cannot look at a loaded program")
@@ -54,8 +59,13 @@ pub struct Tick {
 impl Tick {
     /// A moment made up by a test.
     #[cfg(test)]
-    pub(super) const fn new(now: u32, rate: u32) -> Self {
+    pub(crate) const fn new(now: u32, rate: u32) -> Self {
         Self { now, rate }
+    }
+
+    /// The tick itself.
+    pub const fn ticks(self) -> u32 {
+        self.now
     }
 
     /// Time since an earlier tick, to the millisecond. A tick that seems to lie ahead, stamped after this moment

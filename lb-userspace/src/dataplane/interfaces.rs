@@ -1,68 +1,65 @@
-//! The MACs of attached interfaces: the program takes a frame for this host's by them.
+//! What the program must know of the interfaces it is attached to: the MAC by which it takes a frame for this host's,
+//! and how large a packet may leave by them.
 
 use anyhow::{Context, Result};
-use nix::ifaddrs::getifaddrs;
+use lb_common::InterfaceMac;
 use tracing::info;
 
+use super::attach::AttachedMode;
 use super::load::Dataplane;
-
-/// An interface of this network namespace.
-struct Link {
-    name: String,
-    ifindex: u32,
-    mac: [u8; 6],
-}
+use crate::network::{self, Interface};
 
 impl Dataplane {
-    /// Tells the program the MAC of an interface, before its first frame comes.
-    pub(super) fn introduce(&mut self, interface: &str) -> Result<()> {
-        let links = links()?;
-        let link = links.iter().find(|link| link.name == interface);
-        let link = link.with_context(|| {
-            let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
-            format!("expected an interface {interface} with a MAC, found {}", names.join(", "))
+    /// Tells the program of an interface, before its first frame comes.
+    pub(super) fn introduce(&mut self, name: &str, mode: AttachedMode) -> Result<()> {
+        let interfaces = interfaces()?;
+        let interface = interfaces.iter().find(|interface| interface.name == name);
+        let interface = interface.with_context(|| {
+            let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+            format!("cannot attach to interface {name}: there is none; there are {}", names.join(", "))
         })?;
-        self.maps.set_interface(link.ifindex, link.mac)
+        let flags = if mode == AttachedMode::Generic { InterfaceMac::GENERIC } else { 0 };
+        self.maps.set_interface(interface.ifindex, &record(interface, flags))
     }
 
-    /// Takes note of MACs that have changed, and forgets interfaces that are gone.
+    /// Takes note of MACs and MTUs that have changed, and forgets interfaces that are gone.
     ///
     /// # Errors
     ///
     /// If the host does not tell its interfaces, or the map cannot be written.
-    pub fn refresh_macs(&mut self) -> Result<()> {
-        let links = links()?;
+    pub fn refresh_interfaces(&mut self) -> Result<()> {
+        let interfaces = interfaces()?;
         for (ifindex, known) in self.maps.interfaces()? {
-            match links.iter().find(|link| link.ifindex == ifindex) {
-                Some(link) if link.mac != known => {
-                    self.maps.set_interface(ifindex, link.mac)?;
-                    info!(interface = link.name, "its MAC has changed");
-                }
-                Some(_) => {}
-                None => self.maps.remove_interface(ifindex)?,
+            let Some(interface) = interfaces.iter().find(|interface| interface.ifindex == ifindex) else {
+                self.maps.remove_interface(ifindex)?;
+                continue;
+            };
+            let now = record(interface, known.flags);
+            if now != known {
+                self.maps.set_interface(ifindex, &now)?;
+                info!(interface = interface.name, mtu = interface.mtu, "its MAC or its MTU has changed");
             }
         }
         Ok(())
     }
 
     /// Forgets an interface that the program is detached from.
-    pub(super) fn forget(&mut self, interface: &str) -> Result<()> {
+    pub(super) fn forget(&mut self, name: &str) -> Result<()> {
         let known = self.maps.interfaces()?;
-        let link = links()?.into_iter().find(|link| link.name == interface);
-        match link.filter(|link| known.iter().any(|&(ifindex, _)| ifindex == link.ifindex)) {
-            Some(link) => self.maps.remove_interface(link.ifindex),
+        let interface = interfaces()?.into_iter().find(|interface| interface.name == name);
+        match interface.filter(|found| known.iter().any(|&(ifindex, _)| ifindex == found.ifindex)) {
+            Some(interface) => self.maps.remove_interface(interface.ifindex),
             None => Ok(()),
         }
     }
 }
 
-/// The interfaces of this network namespace. Asked by netlink: `/sys` may be that of another namespace.
-fn links() -> Result<Vec<Link>> {
-    let addresses = getifaddrs().context("cannot list the interfaces of this host")?;
-    let link = |entry: nix::ifaddrs::InterfaceAddress| {
-        let address = *entry.address?.as_link_addr()?;
-        let ifindex = u32::try_from(address.ifindex()).ok()?;
-        Some(Link { name: entry.interface_name, ifindex, mac: address.addr()? })
-    };
-    Ok(addresses.filter_map(link).collect())
+fn interfaces() -> Result<Vec<Interface>> {
+    network::interfaces().context("cannot list the interfaces of this host")
+}
+
+fn record(interface: &Interface, flags: u32) -> InterfaceMac {
+    // No IP packet is longer than 65,535 bytes; loopback's MTU is one more.
+    let mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+    InterfaceMac { mac: interface.mac, mtu, flags }
 }

@@ -8,21 +8,23 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use lb_common::{LAYOUT_VERSION, Settings};
+use lb_common::{Event, LAYOUT_VERSION, Settings};
 use tracing::warn;
 
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
+use super::fragments::FragmentHolder;
+use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
+use super::records::Ring;
+use super::sizes::{CONNECTION_MAPS, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
-/// Maps whose number of entries the configuration decides.
-const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
-
-/// Maps that only the program uses and that hold nothing between packets.
-const SCRATCH_MAPS: [&str; 3] = ["opening_v4", "opening_v6", "event_rates"];
+/// Maps that only the program uses and that hold nothing worth keeping between packets.
+const SCRATCH_MAPS: [&str; 7] =
+    ["opening_v4", "opening_v6", "scratch_v4", "scratch_v6", "answer", "answer_rates", "event_rates"];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +56,23 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Whether state was taken over.
     pub origin: Origin,
+    pub(super) journeys: Option<Journeys>,
     collector: Option<Collector>,
+    fragments: Option<FragmentHolder>,
+    events: Option<EventSource>,
+}
+
+/// Where the program's events come from.
+pub struct EventSource {
+    ring: Ring<Event>,
+    clock: Clock,
+}
+
+impl EventSource {
+    /// The ring they come by, and the clock they are stamped with.
+    pub fn into_parts(self) -> (Ring<Event>, Clock) {
+        (self.ring, self.clock)
+    }
 }
 
 /// A verdict of the loaded program.
@@ -73,17 +91,22 @@ impl Dataplane {
     ///
     /// If the kernel refuses the program, or pinned maps have another layout than this program's.
     pub fn load(options: &LoadOptions) -> Result<Self> {
+        let sizes = Sizes::new(options.max_connections)?;
         let origin = match &options.pins {
-            Some(pins) => inspect(pins, options.max_connections)?,
+            Some(pins) => inspect(pins, sizes, options.max_connections)?,
             None => Origin::Fresh,
         };
-        let mut ebpf = load_object(options)?;
+        let mut ebpf = load_object(options, sizes)?;
         let maps = Maps::take(&mut ebpf)?;
-        load_program(&mut ebpf, "lb")?;
+        let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
+        let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
+        let fragments = Some(FragmentHolder::take(&mut ebpf, entry)?);
+        let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
         let collector = Some(Collector::new(v4?, v6?, clock));
-        let mut dataplane = Self { ebpf, pins: options.pins.clone(), maps, origin, collector };
+        let pins = options.pins.clone();
+        let mut dataplane = Self { ebpf, pins, maps, origin, journeys, collector, fragments, events };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,
@@ -107,6 +130,16 @@ impl Dataplane {
     /// Hands out what walks over the flows, once.
     pub const fn take_collector(&mut self) -> Option<Collector> {
         self.collector.take()
+    }
+
+    /// Hands out what holds early fragments, once.
+    pub const fn take_fragments(&mut self) -> Option<FragmentHolder> {
+        self.fragments.take()
+    }
+
+    /// Hands out where events come from, once.
+    pub const fn take_events(&mut self) -> Option<EventSource> {
+        self.events.take()
     }
 
     /// The object, for whoever reads the program's log.
@@ -138,7 +171,7 @@ impl Dataplane {
 
 /// `struct xdp_md` of the kernel's ABI: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
 /// egress_ifindex.
-fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
+pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
     let fields = [0, length as u32, 0, ingress, 0, 0];
     let mut context = [0; 24];
     for (bytes, field) in context.chunks_exact_mut(4).zip(fields) {
@@ -147,17 +180,16 @@ fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
     context
 }
 
-fn load_object(options: &LoadOptions) -> Result<Ebpf> {
-    let ticks = ticks_per_second()?;
+fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
+    let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
-    loader.override_global("TICKS_PER_SECOND", &ticks, true).override_global(
-        aya_log::LEVEL,
-        &log_level,
-        false,
-    );
-    for name in CONNECTION_MAPS {
-        loader.map_max_entries(name, options.max_connections.saturating_mul(2).max(1));
+    loader
+        .override_global("TICKS_PER_SECOND", &ticks, true)
+        .override_global("HALF_OPEN_PER_CPU", &half_open, true)
+        .override_global(aya_log::LEVEL, &log_level, false);
+    for (name, entries) in sizes.of_maps() {
+        loader.map_max_entries(name, entries);
     }
     if let Some(pins) = &options.pins {
         fs::create_dir_all(pins).with_context(|| format!("cannot create {}", pins.display()))?;
@@ -170,12 +202,14 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf> {
     loader.load(OBJECT).context("cannot load the eBPF object")
 }
 
-/// Names of the maps that are pinned: those in lower case, which are ours, but for scratch memory.
+/// Names of the maps that are pinned when they are made: those in lower case, which are ours, but for scratch memory
+/// and for the journeys, which are pinned when they are filled.
 pub(super) fn pinned_maps() -> Result<Vec<String>> {
     let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
     let is_pinned = |name: &&String| {
         name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
             && !SCRATCH_MAPS.contains(&name.as_str())
+            && *name != JOURNEYS
     };
     Ok(object.maps.keys().filter(is_pinned).cloned().collect())
 }
@@ -184,7 +218,7 @@ pub(super) fn pinned_maps() -> Result<Vec<String>> {
 ///
 /// aya opens a pinned map of any shape without a word, and would let the kernel write past the end of our
 /// structs; so each shape is compared here first.
-fn inspect(pins: &Path, max_connections: u32) -> Result<Origin> {
+fn inspect(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<Origin> {
     let settings = pins.join("settings");
     if !settings.exists() {
         return Ok(Origin::Fresh);
@@ -205,21 +239,19 @@ fn inspect(pins: &Path, max_connections: u32) -> Result<Origin> {
         if expected != found {
             bail!("{remedy} (map `{name}`: expected key and value of {expected:?} bytes, found {found:?})");
         }
-        let room = pinned.max_entries() / 2;
-        if CONNECTION_MAPS.contains(&name.as_str()) {
-            if room != max_connections {
-                warn!(
-                    "the adopted map `{name}` has room for {room} flows; max_connections = {max_connections} takes \
-                     effect after `lb detach`"
-                );
-            }
-        } else if declared.max_entries() != pinned.max_entries() {
-            bail!(
-                "{remedy} (map `{name}`: expected {} entries, found {})",
-                declared.max_entries(),
-                pinned.max_entries()
-            );
+        let entries = sizes.entries(&name).unwrap_or_else(|| declared.max_entries());
+        if pinned.max_entries() == entries {
+            continue;
         }
+        let found = pinned.max_entries();
+        if !CONNECTION_MAPS.contains(&name.as_str()) {
+            bail!("{remedy} (map `{name}`: expected {entries} entries, found {found})");
+        }
+        warn!(
+            "the adopted map `{name}` has room for {} flows; max_connections = {max_connections} takes effect \
+             after `lb detach`",
+            sizes.flows(found)
+        );
     }
     let settings =
         MapData::from_pin(&settings).with_context(|| format!("cannot open {}", settings.display()))?;
@@ -234,7 +266,7 @@ fn inspect(pins: &Path, max_connections: u32) -> Result<Origin> {
 }
 
 /// Loads one program of the object into the kernel.
-fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+pub(super) fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = xdp_program(ebpf, name)?;
     program
         .load()

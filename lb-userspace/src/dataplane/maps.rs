@@ -1,21 +1,28 @@
 //! Typed access to the maps that the controller writes, and to the counters it reads.
 
+mod counters;
+mod listeners;
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, MaglevTable, Settings,
-    Traffic,
+    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, MaglevTable, RangeKey,
+    Settings, SourceKey,
 };
 
 use super::sys;
+pub use listeners::{Range, Source};
 
 /// The maps of a loaded data plane, connections apart.
 pub struct Maps {
     listeners: HashMap<MapData, ListenerKey, Listener>,
+    listener_ranges: LpmTrie<MapData, RangeKey, Listener>,
+    source_rules: LpmTrie<MapData, SourceKey, u32>,
     vips: HashMap<MapData, Addr6, Vip>,
     interfaces: HashMap<MapData, u32, InterfaceMac>,
     strays: HashMap<MapData, ListenerKey, u64>,
@@ -27,6 +34,7 @@ pub struct Maps {
     settings: Array<MapData, Settings>,
     snat_addresses_v4: Array<MapData, Addr4>,
     snat_addresses_v6: Array<MapData, Addr6>,
+    reserved_ports: Array<MapData, u64>,
     listener_counters: PerCpuArray<MapData, Counters>,
     backend_counters: PerCpuArray<MapData, Counters>,
     drops: PerCpuArray<MapData, Drops>,
@@ -52,6 +60,8 @@ impl Maps {
         Ok(Self {
             maglev_fd,
             listeners: take!(ebpf, "listeners"),
+            listener_ranges: take!(ebpf, "listener_ranges"),
+            source_rules: take!(ebpf, "source_rules"),
             vips: take!(ebpf, "vips"),
             interfaces: take!(ebpf, "interfaces"),
             strays: take!(ebpf, "strays"),
@@ -61,84 +71,28 @@ impl Maps {
             settings: take!(ebpf, "settings"),
             snat_addresses_v4: take!(ebpf, "snat_addresses_v4"),
             snat_addresses_v6: take!(ebpf, "snat_addresses_v6"),
+            reserved_ports: take!(ebpf, "reserved_ports"),
             listener_counters: take!(ebpf, "listener_counters"),
             backend_counters: take!(ebpf, "backend_counters"),
             drops: take!(ebpf, "drops"),
         })
     }
 
-    /// All listeners in the map.
+    /// All attached interfaces in the map, by index.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
-    pub fn listeners(&self) -> Result<Vec<(ListenerKey, Listener)>> {
-        self.listeners.iter().collect::<Result<_, _>>().context("cannot read the map `listeners`")
+    pub fn interfaces(&self) -> Result<Vec<(u32, InterfaceMac)>> {
+        self.interfaces.iter().collect::<Result<_, _>>().context("cannot read the map `interfaces`")
     }
 
-    /// Adds or replaces a listener.
+    /// Writes what the program must know of an interface: frames to any other MAC are left to the kernel.
     ///
     /// # Errors
     ///
     /// If the map is full.
-    pub fn set_listener(&mut self, key: &ListenerKey, listener: &Listener) -> Result<()> {
-        self.listeners.insert(key, listener, 0).context("cannot write the map `listeners`")
-    }
-
-    /// Removes a listener.
-    ///
-    /// # Errors
-    ///
-    /// If it is not there.
-    pub fn remove_listener(&mut self, key: &ListenerKey) -> Result<()> {
-        self.listeners.remove(key).context("cannot remove a listener from the map `listeners`")
-    }
-
-    /// All VIPs in the map.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn vips(&self) -> Result<Vec<Addr6>> {
-        self.vips.keys().collect::<Result<_, _>>().context("cannot read the map `vips`")
-    }
-
-    /// Adds a VIP.
-    ///
-    /// # Errors
-    ///
-    /// If the map is full.
-    pub fn add_vip(&mut self, address: &Addr6) -> Result<()> {
-        let vip = Vip { flags: Vip::LISTENS, ..Vip::default() };
-        self.vips.insert(address, vip, 0).context("cannot write the map `vips`")
-    }
-
-    /// Removes a VIP.
-    ///
-    /// # Errors
-    ///
-    /// If it is not there.
-    pub fn remove_vip(&mut self, address: &Addr6) -> Result<()> {
-        self.vips.remove(address).context("cannot remove a VIP from the map `vips`")
-    }
-
-    /// All attached interfaces in the map: index and MAC.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn interfaces(&self) -> Result<Vec<(u32, [u8; 6])>> {
-        let all = self.interfaces.iter().map(|entry| entry.map(|(ifindex, own)| (ifindex, own.mac)));
-        all.collect::<Result<_, _>>().context("cannot read the map `interfaces`")
-    }
-
-    /// Writes the MAC of an interface: frames to any other are left to the kernel.
-    ///
-    /// # Errors
-    ///
-    /// If the map is full.
-    pub fn set_interface(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<()> {
-        let own = InterfaceMac { mac, ..InterfaceMac::default() };
+    pub fn set_interface(&mut self, ifindex: u32, own: &InterfaceMac) -> Result<()> {
         self.interfaces.insert(ifindex, own, 0).context("cannot write the map `interfaces`")
     }
 
@@ -149,15 +103,6 @@ impl Maps {
     /// If it is not there.
     pub fn remove_interface(&mut self, ifindex: u32) -> Result<()> {
         self.interfaces.remove(&ifindex).context("cannot remove an interface from the map `interfaces`")
-    }
-
-    /// What came to VIPs but to no listener: destination and packets.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn strays(&self) -> Result<Vec<(ListenerKey, u64)>> {
-        self.strays.iter().collect::<Result<_, _>>().context("cannot read the map `strays`")
     }
 
     /// All backends in use, with their ids.
@@ -271,77 +216,12 @@ impl Maps {
         Ok(())
     }
 
-    /// Traffic of a listener, summed over the CPUs.
+    /// Writes one word of the ports that are never used for SNAT: bit `port & 63` of word `port >> 6`.
     ///
     /// # Errors
     ///
-    /// If the id is out of range.
-    pub fn listener_counters(&self, id: u32) -> Result<Counters> {
-        sum(&self.listener_counters, id).context("cannot read the map `listener_counters`")
+    /// If the word is out of range.
+    pub fn set_reserved_ports(&mut self, word: u32, ports: u64) -> Result<()> {
+        self.reserved_ports.set(word, ports, 0).context("cannot write the map `reserved_ports`")
     }
-
-    /// Traffic of a backend, summed over the CPUs.
-    ///
-    /// # Errors
-    ///
-    /// If the id is out of range.
-    pub fn backend_counters(&self, id: u32) -> Result<Counters> {
-        sum(&self.backend_counters, id).context("cannot read the map `backend_counters`")
-    }
-
-    /// Sets the counters of a listener id to zero: it is given to another listener.
-    ///
-    /// # Errors
-    ///
-    /// If the id is out of range.
-    pub fn clear_listener_counters(&mut self, id: u32) -> Result<()> {
-        clear(&mut self.listener_counters, id)?;
-        clear(&mut self.drops, id + 1)
-    }
-
-    /// Sets the counters of a backend id to zero: it is given to another backend.
-    ///
-    /// # Errors
-    ///
-    /// If the id is out of range.
-    pub fn clear_backend_counters(&mut self, id: u32) -> Result<()> {
-        clear(&mut self.backend_counters, id)
-    }
-
-    /// Drops of a listener, or those without one, summed over the CPUs.
-    ///
-    /// # Errors
-    ///
-    /// If the id is out of range.
-    pub fn drops(&self, listener: Option<u32>) -> Result<Drops> {
-        let per_cpu =
-            self.drops.get(&listener.map_or(0, |id| id + 1), 0).context("cannot read the map `drops`")?;
-        let mut total = Drops::default();
-        for drops in per_cpu.iter() {
-            total.add(drops);
-        }
-        Ok(total)
-    }
-}
-
-fn sum(map: &PerCpuArray<MapData, Counters>, id: u32) -> Result<Counters> {
-    let mut total = Counters::default();
-    for Counters { to_backend, to_client, new_flows, refused } in map.get(&id, 0)?.iter() {
-        add(&mut total.to_backend, to_backend);
-        add(&mut total.to_client, to_client);
-        total.new_flows += new_flows;
-        total.refused += refused;
-    }
-    Ok(total)
-}
-
-fn add(total: &mut Traffic, more: &Traffic) {
-    total.packets += more.packets;
-    total.bytes += more.bytes;
-}
-
-fn clear<V: aya::Pod + Default>(map: &mut PerCpuArray<MapData, V>, id: u32) -> Result<()> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
-    let zero = vec![V::default(); cpus].try_into().context("cannot lay out a value for each CPU")?;
-    map.set(id, zero, 0).context("cannot clear counters")
 }

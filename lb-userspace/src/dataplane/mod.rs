@@ -3,12 +3,16 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `load` | loads the object, creates or adopts the pinned maps |
+//! | `sizes` | how large the maps are that the configuration or the host decides on |
+//! | `journeys` | the programs that the entry program goes on to |
 //! | `attach` | attaches to interfaces, replaces the program in place, detaches |
-//! | `interfaces` | tells the program the MACs of the interfaces it is attached to |
+//! | `interfaces` | tells the program the MACs and MTUs of the interfaces it is attached to |
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
 //! | `connections` | lists live flows from the pinned maps, with or without a controller |
+//! | `records` | takes what the program hands over by ring buffers |
+//! | `fragments` | holds fragments that came before the first of their datagram |
 //! | `clock` | the kernel's ticks |
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 
@@ -16,13 +20,17 @@ pub mod attach;
 pub mod clock;
 pub mod collect;
 pub mod connections;
+pub mod fragments;
 mod interfaces;
+mod journeys;
 pub mod load;
 pub mod maglev;
 pub mod maps;
+pub mod records;
+mod sizes;
 mod sys;
 
 pub use attach::{AttachedMode, detach};
 pub use collect::{Census, Collector, Limits};
-pub use load::{Dataplane, LoadOptions, Origin};
+pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::Maps;

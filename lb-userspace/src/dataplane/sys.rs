@@ -5,7 +5,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya::maps::{MapData, RingBuf};
+use aya_obj::generated::{
+    BPF_EXIST, BPF_F_TEST_XDP_LIVE_FRAMES, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Where a walk over a hash map stands: the kernel's opaque token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,6 +88,22 @@ pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     }
 }
 
+/// Replaces the value under a key; whether the key was there. A key that is not there stays away.
+pub(super) fn replace<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    attr.__bindgen_anon_2.flags = u64::from(BPF_EXIST);
+    // SAFETY: key and value have the sizes that the map was checked to have when it was opened; the kernel only reads.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes a key; whether it was there.
 pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     // SAFETY: all-zero is a valid `bpf_attr`.
@@ -143,6 +164,39 @@ pub(super) fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: the kernel fills at most `info_len` bytes of `info`, which asks for no array.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info.jited_prog_len > 0)
+}
+
+/// Runs an XDP program on a frame as if it had come in through the interface that the context (`struct xdp_md`) names, and
+/// does with the frame what the program says (BPF_F_TEST_XDP_LIVE_FRAMES, kernel 5.18).
+pub(super) fn inject(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.ctx_in = context.as_ptr() as u64;
+    attr.test.ctx_size_in = context.len() as u32;
+    attr.test.repeat = 1;
+    attr.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    attr.test.batch_size = 1;
+    // SAFETY: the kernel reads as many bytes of frame and context as their sizes say, and writes back nothing but
+    // `attr`.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
+}
+
+/// Waits for a ring buffer to have something to read, within a runtime.
+pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: a ring buffer owns its descriptor, always the same one, and closes it when it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
+
+/// The value that bytes of the kernel hold; `None` if there are too few of them.
+pub(super) fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, `Pod` types are valid for all of them, and the read asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// What the command returns: a descriptor, or 0.

@@ -7,6 +7,8 @@ mod error;
 mod netlink;
 pub mod next_hop;
 pub mod nic;
+pub mod nudge;
+pub mod sockets;
 pub mod vip;
 
 use std::net::IpAddr;
@@ -18,6 +20,35 @@ use netlink::Netlink;
 
 /// An Ethernet address, as on the wire.
 pub type Mac = [u8; 6];
+
+/// A network interface of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Its own address; zero where frames are not Ethernet, as those of loopback.
+    pub mac: Mac,
+    /// Bytes, from the IP header on.
+    pub mtu: u32,
+}
+
+/// The interfaces of the calling thread's network namespace. Asked by netlink: `/sys` may be that of another one.
+///
+/// # Errors
+///
+/// If the kernel does not answer.
+pub fn interfaces() -> Result<Vec<Interface>, Error> {
+    let links = Netlink::open()?.links()?;
+    let interface = |(ifindex, link): (u32, netlink::Link)| Interface {
+        ifindex,
+        name: link.name.to_string(),
+        mac: link.mac.unwrap_or_default(),
+        mtu: link.mtu,
+    };
+    Ok(links.into_iter().map(interface).collect())
+}
 
 /// The state of the kernel's neighbour entry for the next hop to `address`: its own entry where it is on-link, the
 /// gateway's otherwise. `None` where there is no route, no neighbour is needed or the kernel has no entry.

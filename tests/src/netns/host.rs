@@ -1,6 +1,7 @@
 //! A host: a namespace that runs commands.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,14 @@ use super::{Namespace, Output, Process};
 /// How long [`Host::run`] lets a command take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Least, first and largest size of a TCP socket's send buffer in bytes, for both families.
+///
+/// Frames between namespaces wait in queues of the CPUs (1,000 frames, `net.core.netdev_max_backlog`) that all networks of
+/// the machine share, and before a native XDP program in one of 256. TCP fills such a queue until something is lost, and
+/// repeats it; a datagram of another test that is lost to a full queue is not repeated. So no connection has more under
+/// way than this, which the eight of a bulk test together do not fill the smaller queue with.
+const SEND_BUFFER: &str = "4096 16384 32768";
+
 /// A host of a [`super::Net`]. Clones are the same host.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -31,6 +40,7 @@ impl Host {
         let host = Self { name: name.into(), namespace: Arc::new(Namespace::new()?) };
         // Duplicate address detection would keep every new IPv6 address unusable for a second.
         host.sysctl("net/ipv6/conf/default/accept_dad", 0)?;
+        host.sysctl("net/ipv4/tcp_wmem", SEND_BUFFER)?;
         host.run("ip link set lo up")?.success()?;
         Ok(host)
     }
@@ -51,7 +61,7 @@ impl Host {
     }
 
     /// Sets a kernel parameter, named by its path below `/proc/sys`.
-    pub fn sysctl(&self, parameter: &str, value: u32) -> Result<()> {
+    pub fn sysctl(&self, parameter: &str, value: impl Display + Sync) -> Result<()> {
         let path = format!("/proc/sys/{parameter}");
         self.enter(|| fs::write(&path, value.to_string()).with_context(|| format!("write {value} to {path}")))
     }

@@ -166,6 +166,16 @@ impl Lab {
         })
     }
 
+    /// All segments.
+    pub(super) fn bridges(&self) -> impl Iterator<Item = &Bridge> {
+        std::iter::once(&self.lan).chain(&self.other)
+    }
+
+    /// Where the bridges are.
+    pub(super) fn fabric(&self) -> &Host {
+        self.net.fabric()
+    }
+
     /// The address of [`Lab::client`].
     pub fn client_address(&self, family: Family) -> IpAddr {
         family.address(if self.interfaces.len() == 1 { LAN } else { WAN }, CLIENT)

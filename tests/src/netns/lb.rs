@@ -56,7 +56,12 @@ impl Lb {
 
     /// What `lb status --json` says.
     pub fn status(&self) -> Result<Status> {
-        let output = Self::command(&self.host, "status --json")?;
+        Self::status_of(&self.host)
+    }
+
+    /// What `lb status --json` says on a host.
+    pub(super) fn status_of(host: &Host) -> Result<Status> {
+        let output = Self::command(host, "status --json")?;
         let value = serde_json::from_str(&output.stdout);
         Ok(Status(value.with_context(|| format!("`lb status --json` gave no JSON: {output:?}"))?))
     }
@@ -185,6 +190,6 @@ impl Status {
     }
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }

@@ -14,6 +14,7 @@
 
 mod checked;
 mod config;
+mod evidence;
 mod host;
 mod lab;
 mod lb;

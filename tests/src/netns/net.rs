@@ -37,6 +37,11 @@ impl Net {
         Host::new(name)
     }
 
+    /// Where the bridges are.
+    pub(super) fn fabric(&self) -> &Host {
+        &self.fabric
+    }
+
     /// Adds a link-layer segment.
     pub fn bridge(&self, name: &str) -> Result<Bridge> {
         self.fabric.run_all(&[
@@ -93,6 +98,11 @@ impl Bridge {
         let program = self.fabric.enter(|| xdp_pass::attach(&port))?;
         self.programs.lock().unwrap_or_else(PoisonError::into_inner).push(program);
         Ok(())
+    }
+
+    /// Who is plugged in.
+    pub(super) fn hosts(&self) -> Vec<Host> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The bridge's own end of the cable to `host`.

@@ -3,21 +3,27 @@
 //! They speak to the services of [`crate::servers`], and every one gives up after a few seconds.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Host, Output};
+use super::{Host, Output, wait};
 
 /// How long a client waits for the other end.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Payload of one datagram of [`echo_udp`], in bytes: with the server's own words it fits an IPv6 packet of 1500.
 const DATAGRAM_LEN: usize = 1024;
+
+/// Port of the server of [`streams`].
+pub const STREAMS_PORT: u16 = 5201;
+/// Connections of [`streams`].
+const STREAMS: usize = 8;
 
 /// How often each server has answered, by its name.
 pub type Tally = BTreeMap<String, usize>;
@@ -83,7 +89,16 @@ fn ask_udp(target: SocketAddr, number: usize) -> Result<String> {
 pub fn ask_udp_from(host: &Host, source_port: u16, target: SocketAddr) -> Result<Answer> {
     host.enter(|| {
         let source = SocketAddr::new(any_port(target).ip(), source_port);
-        exchange(&UdpSocket::bind(source)?, target, b"ask")
+        exchange(&bind_udp(source)?, target, b"ask")
+    })
+}
+
+/// Binds a socket to a port that the test may have closed just now. A process that another thread of the test starts
+/// holds a copy of every open socket from its fork to its exec, which takes a while on a busy machine.
+fn bind_udp(source: SocketAddr) -> Result<UdpSocket> {
+    wait::until(&format!("the UDP port of {source} to be free"), PATIENCE, || match UdpSocket::bind(source) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+        bound => Ok(Some(bound?)),
     })
 }
 
@@ -154,6 +169,26 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Sends as much as eight parallel connections carry in two seconds, to `address`, behind which is `server`; each must
+/// carry something.
+pub fn streams(server: &Host, client: &Host, address: IpAddr) -> Result<()> {
+    let listening = server.spawn(&format!("iperf3 --server --port {STREAMS_PORT} --one-off --forceflush"))?;
+    listening.wait_for_line("Server listening", PATIENCE)?;
+    let report = client
+        .run(&format!(
+            "iperf3 --client {address} --port {STREAMS_PORT} --parallel {STREAMS} --time 2 --json"
+        ))?
+        .success()?
+        .stdout;
+    let report: Value = serde_json::from_str(&report)?;
+    let streams = report["end"]["streams"].as_array().context("iperf3 reports no streams")?;
+    ensure!(streams.len() == STREAMS, "expected {STREAMS} streams, found {}", streams.len());
+    for stream in streams {
+        ensure!(stream["receiver"]["bytes"].as_u64() > Some(0), "a stream that carried nothing: {stream}");
+    }
+    Ok(())
 }
 
 /// Sends a SYN from each of `count` sockets and waits for no answer.

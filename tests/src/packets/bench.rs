@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
+use lb_common::InterfaceMac;
 use lb_userspace::config::Config;
 use lb_userspace::control::desired::Names;
 use lb_userspace::control::{Applier, Desired};
@@ -102,7 +103,9 @@ impl Bench {
     /// If the map cannot be written.
     pub fn introduce(&mut self, network: &Network) -> Result<()> {
         let maps = &mut self.plane.dataplane.maps;
-        network.interfaces.values().try_for_each(|own| maps.set_interface(own.index, own.mac.0))
+        network.interfaces.values().try_for_each(|own| {
+            maps.set_interface(own.index, &InterfaceMac { mac: own.mac.0, ..InterfaceMac::default() })
+        })
     }
 
     /// Forgets what the controller knew and reads it from the maps again, as after `kill -9`.
@@ -176,6 +179,15 @@ impl Bench {
     /// If a map cannot be read or written.
     pub fn age(&mut self, time: Duration) -> Result<()> {
         self.plane.age(time)
+    }
+
+    /// Makes every flow belong to the backend with this id, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        self.plane.set_backend_of_flows(id)
     }
 
     /// Everything the connection maps hold.

@@ -99,8 +99,14 @@ impl Loaded {
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
         let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
         let ticks = u32::try_from(ticks).context("too long a time")?;
-        age::<Addr4>(self.map("connections_v4")?, ticks)?;
-        age::<Addr6>(self.map("connections_v6")?, ticks)
+        change::<Addr4>(self.map("connections_v4")?, |half| make_older(half, ticks))?;
+        change::<Addr6>(self.map("connections_v6")?, |half| make_older(half, ticks))
+    }
+
+    /// Makes every flow belong to this backend.
+    pub(super) fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        change::<Addr4>(self.map("connections_v4")?, |half| half.backend = id)?;
+        change::<Addr6>(self.map("connections_v6")?, |half| half.backend = id)
     }
 
     /// Everything the connection maps hold.
@@ -132,7 +138,12 @@ where
     Map::HashMap(map).try_into().context("a connection map is of another type than expected")
 }
 
-fn age<A>(map: MapData, ticks: u32) -> Result<()>
+fn make_older<A>(half: &mut Flow<A>, ticks: u32) {
+    half.created = half.created.wrapping_sub(ticks);
+    half.last_seen = half.last_seen.wrapping_sub(ticks);
+}
+
+fn change<A>(map: MapData, mut change: impl FnMut(&mut Flow<A>)) -> Result<()>
 where
     FlowKey<A>: aya::Pod,
     Flow<A>: aya::Pod,
@@ -140,8 +151,7 @@ where
     let mut map = open::<A>(map)?;
     let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
     for (key, mut half) in entries {
-        half.created = half.created.wrapping_sub(ticks);
-        half.last_seen = half.last_seen.wrapping_sub(ticks);
+        change(&mut half);
         map.insert(key, half, 0)?;
     }
     Ok(())

@@ -152,7 +152,7 @@ impl History {
 
     /// SNAT addresses and how much of their ports is in use towards a backend, the fullest first.
     pub(super) fn snat(&self) -> Vec<(&SnatStatus, f64)> {
-        let share = |snat: &SnatStatus| 100.0 * snat.in_use as f64 / snat.capacity.max(1) as f64;
+        let share = |snat: &SnatStatus| 100.0 * snat.in_use as f64 / snat.ports.max(1) as f64;
         let mut used: Vec<_> = self.last.status.snat.iter().map(|snat| (snat, share(snat))).collect();
         used.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         used
@@ -176,7 +176,11 @@ const fn counts(packets: u64, bytes: u64, new_flows: u64) -> [u64; 3] {
 }
 
 fn where_it_listens(listener: &ListenerStatus) -> String {
-    let port = if listener.port == 0 { "*".to_owned() } else { listener.port.to_string() };
+    let port = match listener.ports.split_once('-') {
+        _ if listener.port == 0 => "*",
+        Some((first, last)) if first == last => first,
+        _ => &listener.ports,
+    };
     match listener.address.is_ipv4() {
         true => format!("{}:{port} {}", listener.address, listener.protocol),
         false => format!("[{}]:{port} {}", listener.address, listener.protocol),

@@ -8,6 +8,7 @@ use crate::config::findings::Findings;
 use crate::config::problem::Problem;
 
 pub(super) fn judge(findings: &Findings<'_>, facts: &Facts<'_>) {
+    facts.listeners.iter().for_each(|listener| warn_of_foreign_sources(findings, listener));
     let listeners = facts.listeners_by_set();
     for (&name, set) in &facts.sets {
         let listeners = listeners.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -121,5 +122,21 @@ fn refuse_foreign_snat_addresses(
         ))
         .allowed(format!("at least one {own} address in `lb.snat_addresses`, or none at all"));
         findings.refuse_at(&listener.path().then("address"), problem);
+    }
+}
+
+/// The lists of sources may hold both families, so that listeners can share them; but a listener whose
+/// `allow_sources` has only the other one serves nobody.
+fn warn_of_foreign_sources(findings: &Findings<'_>, listener: &ListenerFacts<'_>) {
+    let (Some(address), Some(allowed)) = (listener.address, &listener.allow_sources) else { return };
+    if let Some(first) = allowed.first()
+        && allowed.iter().all(|prefix| differ(prefix.addr(), address))
+    {
+        let problem = Problem::new(format!(
+            "only {} prefixes, but the listener has an {} address, so nobody may open a flow",
+            family(first.addr()),
+            family(address)
+        ));
+        findings.warn_at(&listener.path().then("allow_sources"), problem);
     }
 }

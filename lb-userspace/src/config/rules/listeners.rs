@@ -14,6 +14,8 @@ const MAX_SUGGESTIONS: usize = 64;
 
 pub(super) fn judge(findings: &Findings<'_>, facts: &Facts<'_>) {
     refuse_too_many(findings, facts);
+    refuse_too_many_ranges(findings, facts);
+    refuse_too_many_sources(findings, facts);
     refuse_equal_names(findings, facts);
     refuse_overlaps(findings, facts);
     refuse_unknown_sets(findings, facts);
@@ -30,6 +32,54 @@ fn refuse_too_many(findings: &Findings<'_>, facts: &Facts<'_>) {
         let problem = Problem::new(format!("{} listeners in this file", facts.listeners.len()));
         findings.refuse_at(&first_beyond.path(), problem.allowed(format!("at most {limit} listeners")));
     }
+}
+
+/// Ranges are held as prefixes of ports, of which there is room for a number in all.
+fn refuse_too_many_ranges(findings: &Findings<'_>, facts: &Facts<'_>) {
+    let limit = lb_common::MAX_LISTENER_RANGES as usize;
+    let prefixes = |listener: &ListenerFacts<'_>| {
+        let ports = listener.ports.filter(|ports| !ports.is_single());
+        let transports = if listener.protocol == Some(Protocol::TcpAndUdp) { 2 } else { 1 };
+        ports.map_or(0, |ports| ports.prefixes().len() * transports)
+    };
+    if let Some((beyond, total)) = first_beyond(facts, limit, prefixes) {
+        let problem = Problem::new(format!(
+            "the ranges of all listeners are {total} blocks whose size is a power of two and that begin at a multiple \
+             of it"
+        ));
+        findings.refuse_at(&beyond.ports_path(findings), problem.allowed(format!("at most {limit} blocks")));
+    }
+}
+
+fn refuse_too_many_sources(findings: &Findings<'_>, facts: &Facts<'_>) {
+    let limit = lb_common::MAX_SOURCE_RULES as usize;
+    let prefixes = |listener: &ListenerFacts<'_>| {
+        let lists = [&listener.allow_sources, &listener.deny_sources];
+        lists.into_iter().flatten().map(Vec::len).sum()
+    };
+    if let Some((beyond, total)) = first_beyond(facts, limit, prefixes) {
+        let problem = Problem::new(format!(
+            "{total} prefixes in the `allow_sources` and `deny_sources` of all listeners"
+        ));
+        findings.refuse_at(&beyond.path(), problem.allowed(format!("at most {limit} prefixes")));
+    }
+}
+
+/// The listener whose share of something is the first that a limit does not leave room for, and what all need.
+fn first_beyond<'f, 'd>(
+    facts: &'f Facts<'d>,
+    limit: usize,
+    need: impl Fn(&ListenerFacts<'d>) -> usize,
+) -> Option<(&'f ListenerFacts<'d>, usize)> {
+    let mut total = 0;
+    let mut beyond = None;
+    for listener in &facts.listeners {
+        total += need(listener);
+        if total > limit {
+            beyond.get_or_insert(listener);
+        }
+    }
+    Some((beyond?, total))
 }
 
 fn refuse_equal_names(findings: &Findings<'_>, facts: &Facts<'_>) {

@@ -316,3 +316,38 @@ fn sizes_have_limits() {
     let error = only_error(&format!("{VALID}{backends}{}", backend(16_382)));
     assert!(error.to_string().contains("at most 16384"), "{error}");
 }
+
+#[test]
+fn ranges_have_a_limit() {
+    // 1-65534 is the range of the most blocks: 30.
+    let listener = |index: usize| {
+        let address = std::net::Ipv4Addr::from(0x0b00_0000 + index as u32).to_string();
+        OTHER_LISTENER
+            .replace("other", &format!("l{index}"))
+            .replace("10.0.1.100", &address)
+            .replace("\"tcp\"\nport = 81", "\"tcp_and_udp\"\nports = \"1-65534\"")
+    };
+    let base = edited(&[
+        ("port = 8080", "port = 0"),
+        ("port = 8080", "port = 0"),
+        ("[backend_set.web.health_check]", "[backend_set.web.health_check]\nport = 80"),
+        ("[backend_set.web]", "[backend_set.web]\nsnat = \"never\""),
+    ]);
+    let listeners = |count: usize| (0..count).map(listener).collect::<String>();
+    accepted(&format!("{base}{}", listeners(1092)));
+    let error = only_error(&format!("{base}{}", listeners(1093)));
+    assert_eq!(error.path, "listener[1093].ports");
+    assert!(error.to_string().contains("at most 65536"), "{error}");
+}
+
+#[test]
+fn an_allow_list_of_the_other_family_is_a_warning() {
+    let text = |list: &str| edited(&[("name = \"web\"", &format!("name = \"web\"\nallow_sources = {list}"))]);
+    let warnings = accepted(&text("[\"fd00::/8\"]")).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].path, "listener[0].allow_sources");
+    assert!(warnings[0].message.contains("nobody"), "{}", warnings[0]);
+    for list in ["[]", "[\"10.0.0.0/8\"]", "[\"fd00::/8\", \"10.0.0.0/8\"]"] {
+        assert_eq!(accepted(&text(list)).warnings, [], "{list}");
+    }
+}

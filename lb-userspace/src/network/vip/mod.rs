@@ -103,6 +103,16 @@ pub fn release(run_dir: &Path, keep: &BTreeSet<IpAddr>) -> Result<Vec<Assigned>,
     if errors.is_empty() { Ok(released) } else { Err(Error::Release(errors)) }
 }
 
+/// The addresses of this host that it had without [`assign`], and may use for connections of its own.
+///
+/// # Errors
+/// If the kernel does not tell them, or the record in `run_dir` cannot be read.
+pub fn own_addresses(run_dir: &Path) -> Result<BTreeSet<IpAddr>, Error> {
+    let record = Record::read(run_dir)?;
+    let addresses = Netlink::open()?.addresses()?.into_iter().map(|own| own.address);
+    Ok(addresses.filter(|&address| record.interface(address).is_none()).collect())
+}
+
 fn delete(netlink: &mut Netlink, links: &BTreeMap<u32, Link>, address: &Assigned) -> Result<(), Error> {
     let Some((&ifindex, _)) = links.iter().find(|(_, link)| *link.name == *address.interface) else {
         return Ok(());

@@ -1,0 +1,96 @@
+//! Fragments follow the first one, which alone has ports. Until it comes, later ones wait in user space: the program
+//! cannot keep a frame, so it hands a copy over and gets it back by BPF_PROG_TEST_RUN.
+
+use aya_ebpf::helpers::bpf_xdp_load_bytes;
+use lb_common::fragment::HELD_FRAME;
+use lb_common::{Address, FragmentKey, FragmentPorts, Reason};
+
+use crate::clock::now;
+use crate::count;
+use crate::frame::Frame;
+use crate::maps::{FRAGMENTS, HELD_FRAGMENTS, TICKS_PER_SECOND, VIPS};
+use crate::parse::Packet;
+use crate::stop::Stop;
+
+/// How long the first fragment speaks for the others: what Linux waits for the rest of a datagram (ipfrag_time).
+const LIFETIME_S: u32 = 30;
+
+/// Gives a later fragment the ports of its datagram. One that comes too early is held if it may be ours.
+#[inline(always)]
+pub(crate) fn recall<A: Address>(frame: &Frame, packet: &mut Packet<A>) -> Result<(), Stop> {
+    if !packet.fragment.is_later() {
+        return Ok(());
+    }
+    let key = key_of(packet);
+    // SAFETY: the value is two words; one that is replaced meanwhile is the old datagram's or the new one's.
+    let known = unsafe { FRAGMENTS.get(&key) };
+    if let Some(ports) = known
+        && now().wrapping_sub(ports.since) < LIFETIME_S * TICKS_PER_SECOND.load()
+    {
+        packet.key.source_port = ports.source_port;
+        packet.key.destination_port = ports.destination_port;
+        return Ok(());
+    }
+    if VIPS.get_ptr_mut(&key.destination).is_none() {
+        return Err(Stop::pass(Reason::NotOurs));
+    }
+    if !frame.is_to_this_host() {
+        return Err(Stop::pass(Reason::OtherHost));
+    }
+    match hold(frame, &key) {
+        Some(()) => Err(Stop::NOTED),
+        None => Err(Stop::drop_unknown(Reason::Fragment)),
+    }
+}
+
+/// Notes the ports of a first fragment that travels on.
+#[inline(always)]
+pub(crate) fn remember<A: Address>(packet: &Packet<A>) {
+    if packet.fragment.is_first() {
+        let ports = FragmentPorts {
+            source_port: packet.key.source_port,
+            destination_port: packet.key.destination_port,
+            since: now(),
+        };
+        // A full map evicts; where it cannot, the later fragments are lost, as they would be on the wire.
+        let _ = FRAGMENTS.insert(&key_of(packet), &ports, 0);
+    }
+}
+
+#[inline(always)]
+fn key_of<A: Address>(packet: &Packet<A>) -> FragmentKey {
+    FragmentKey {
+        source: packet.key.source.widen(),
+        destination: packet.key.destination.widen(),
+        identification: packet.fragment.identification,
+        protocol: packet.key.protocol,
+        _pad: [0; 3],
+    }
+}
+
+/// Copies the frame for user space.
+#[inline(always)]
+fn hold(frame: &Frame, key: &FragmentKey) -> Option<()> {
+    let length = frame.length() as usize;
+    if length == 0 || length > HELD_FRAME {
+        return None;
+    }
+    let mut entry = HELD_FRAGMENTS.reserve(0)?;
+    let held = entry.as_mut_ptr();
+    // SAFETY: the entry is as large as the struct, and no more than `length` bytes are written behind `frame`, which
+    // the comparison above bounds.
+    let result = unsafe {
+        (*held).key = *key;
+        (*held).ingress = frame.ingress();
+        (*held).length = length as u32;
+        let bytes = (&raw mut (*held).frame).cast();
+        bpf_xdp_load_bytes(frame.context(), 0, bytes, length as u32)
+    };
+    if result != 0 {
+        entry.discard(0);
+        return None;
+    }
+    entry.submit(0);
+    count::reason(Reason::FragmentHeld as u32, 0);
+    Some(())
+}
