@@ -123,6 +123,15 @@ impl Bench {
         self.plane.held()
     }
 
+    /// Fills the connection maps up to where so many flows more fit.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn fill(&mut self, flows_more: u32) -> Result<()> {
+        self.plane.fill(flows_more)
+    }
+
     /// Marks all TCP flows as ended by the controller.
     ///
     /// # Errors
