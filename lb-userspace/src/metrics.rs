@@ -1,4 +1,4 @@
-//! `GET /metrics`: the status document as Prometheus text (OpenMetrics). Names are the contract's.
+//! `GET /metrics`: the status document in the text format of Prometheus. Names are the contract's.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -82,7 +82,34 @@ pub fn render<'a>(
     refused.get_or_create(&Labels::default()).inc_by(status.config.reload_failures);
     let mut text = String::new();
     encode(&mut text, &registry)?;
-    Ok(text)
+    Ok(prometheus_text(&text))
+}
+
+/// OpenMetrics, which the encoder writes, as the older text format of Prometheus, which every reader knows. There the
+/// family of a counter has the name of its samples, with `_total`, and nothing marks the end.
+fn prometheus_text(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = None;
+    for line in open_metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF"), ..) => {}
+            // Written with the type, which comes next and says what the family is called.
+            (Some("#"), Some("HELP"), _, Some(words)) => help = Some(words),
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                if let Some(help) = help.take() {
+                    text += &format!("# HELP {name}{suffix} {help}\n");
+                }
+                text += &format!("# TYPE {name}{suffix} {kind}\n");
+            }
+            _ => {
+                text += line;
+                text.push('\n');
+            }
+        }
+    }
+    text
 }
 
 /// Counts each packet once: the status counts all of them, here each is under its listener or under none.
@@ -182,4 +209,26 @@ fn number(level: &str) -> i64 {
 
 fn saturate(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_families_by_the_name_of_their_samples() {
+        let mut registry = Registry::with_prefix("lb");
+        let drops = counters(&mut registry, "drops", "Packets # dropped");
+        let labels = Labels { reason: Some("a\"b\nc".to_owned()), ..Labels::default() };
+        drops.get_or_create(&labels).inc_by(3);
+        gauges(&mut registry, "active_flows", "Flows alive").get_or_create(&of_listener("web")).set(7);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_eq!(
+            prometheus_text(&text),
+            "# HELP lb_drops_total Packets # dropped.\n# TYPE lb_drops_total counter\n\
+             lb_drops_total{reason=\"a\\\"b\\nc\"} 3\n# HELP lb_active_flows Flows alive.\n\
+             # TYPE lb_active_flows gauge\nlb_active_flows{listener=\"web\"} 7\n"
+        );
+    }
 }

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// The whole status of an instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of this shape: 1.
     pub version: u32,
@@ -36,7 +37,7 @@ pub struct Status {
 }
 
 /// The configuration in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ConfigStatus {
     /// Path of the file.
     pub file: String,
@@ -49,7 +50,7 @@ pub struct ConfigStatus {
 }
 
 /// An attached interface.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -60,11 +61,12 @@ pub struct InterfaceStatus {
 }
 
 /// A listener.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ListenerStatus {
     /// Its name.
     pub name: String,
     /// The VIP.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port; 0 for every port, the first of a range.
     pub port: u16,
@@ -95,7 +97,7 @@ pub struct ListenerStatus {
 }
 
 /// A backend set.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SetStatus {
     /// Its name.
     pub name: String,
@@ -118,11 +120,12 @@ pub struct SetStatus {
 }
 
 /// A backend.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Its name.
     pub name: String,
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port; 0 keeps the destination port.
     pub port: u16,
@@ -153,9 +156,10 @@ pub struct BackendStatus {
 }
 
 /// SNAT ports in use towards one backend.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SnatStatus {
     /// The SNAT address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Name of the set.
     pub backend_set: String,
@@ -167,4 +171,33 @@ pub struct SnatStatus {
     pub in_use: u64,
     /// Ports there are: those of the range that are neither a listener's nor the host's.
     pub ports: u64,
+}
+
+/// The names behind the ids in the maps: `GET /v1/names`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Names {
+    /// Listeners.
+    pub listeners: Vec<ListenerName>,
+    /// Backends.
+    pub backends: Vec<BackendName>,
+}
+
+/// Whose listener id this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ListenerName {
+    /// Id in the maps.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// Whose backend id this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackendName {
+    /// Id in the maps.
+    pub id: u32,
+    /// Name of its set.
+    pub backend_set: String,
+    /// Its name.
+    pub name: String,
 }

@@ -34,25 +34,6 @@ fn the_defaults_are_the_defaults() {
     assert_eq!(show(&minimal).trim(), written.join("\n").trim());
 }
 
-#[test]
-fn the_reference_has_every_key() {
-    let reference =
-        std::fs::read_to_string(repository().join("docs/configuration.md")).expect("the reference");
-    let keys = ["defaults.toml", "health-checks.toml"]
-        .map(|name| show(&parse(&example(name), name).expect("valid").config));
-    for line in keys.concat().lines() {
-        if let Some((key, _)) = line.split_once(" = ") {
-            assert!(reference.contains(&format!("| `{key}` |")), "{key} is not in docs/configuration.md");
-        }
-    }
-    let blocks = reference.split("```toml").skip(1).filter_map(|block| block.split("```").next());
-    let whole_files: Vec<&str> = blocks.filter(|block| block.contains("[lb]")).collect();
-    assert!(!whole_files.is_empty(), "the reference shows a whole file");
-    for file in whole_files {
-        parse(file, "docs/configuration.md").unwrap_or_else(|report| panic!("{report}"));
-    }
-}
-
 /// A file with seven mistakes, each of another kind.
 const SEVEN_MISTAKES: &str = r#"[lb]
 interfaces = ["eth0"]

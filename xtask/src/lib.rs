@@ -5,6 +5,7 @@
 pub mod cargo;
 pub mod command;
 pub mod ebpf;
+pub mod package;
 pub mod toolchain;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod deb;
 mod demo;
 mod kernels;
 mod setup;
@@ -28,6 +29,8 @@ enum Verb {
     Setup(setup::Options),
     /// Build the eBPF object and, with it inside, the binary `lb`.
     Build(build::Options),
+    /// Build the binary and a Debian package around it: unit, manual pages, completions, documentation.
+    Deb(deb::Options),
     /// Show lb at work in a little network of namespaces (needs root).
     Demo(PassOn),
     /// Run all tests (needs root); arguments go to `cargo test`.
@@ -61,6 +64,7 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build(options) => build::run(&options),
+        Verb::Deb(options) => deb::run(&options),
         Verb::Demo(PassOn { arguments }) => demo::run(&arguments),
         Verb::Test(PassOn { arguments }) => test::run(&arguments),
         Verb::Kernels(PassOn { arguments }) => kernels::run(&arguments),

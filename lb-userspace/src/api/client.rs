@@ -34,19 +34,31 @@ impl Reply {
 ///
 /// If somebody listens but the exchange fails.
 pub async fn ask(socket: &Path, method: Method, path: &str) -> Result<Option<Reply>> {
-    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     match tokio::net::UnixStream::connect(socket).await {
         Ok(_) => {}
         Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => return Ok(None),
         Err(error) => {
-            return Err(error).with_context(|| format!("cannot ask the instance at {}", socket.display()));
+            let remedy = match error.kind() {
+                PermissionDenied => {
+                    ": only root and the user that `lb run` runs as may; run this as one of them"
+                }
+                _ => "",
+            };
+            return Err(error)
+                .with_context(|| format!("cannot ask the instance at {}{remedy}", socket.display()));
         }
     }
-    // The client would look for a TLS provider even though it speaks plain HTTP here; the second call is refused
-    // because the first succeeded.
+    // Plain HTTP needs no TLS, but the client prepares for it all the same: with a provider (the second call is refused
+    // because the first succeeded), and with the system's authorities, which a small host may not have, if not told of
+    // others.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client =
-        reqwest::Client::builder().unix_socket(socket).no_proxy().timeout(Duration::from_secs(60)).build();
+    let client = reqwest::Client::builder()
+        .unix_socket(socket)
+        .no_proxy()
+        .tls_certs_only([])
+        .timeout(Duration::from_secs(60))
+        .build();
     let url = format!("http://lb{path}");
     let response = client.context("cannot make an HTTP client")?.request(method, url).send().await;
     let response =

@@ -1,22 +1,30 @@
-//! The HTTP API on the instance's unix socket. Handlers only carry questions to the controller's loop and
-//! answers back; they share no state with it.
+//! The HTTP API on the instance's unix socket and, where the configuration says so, on a TCP port. Handlers only carry
+//! questions to the controller's loop and answers back; they share no state with it.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `routes` | the resources, each documented where it is served: `GET /v1/openapi.json` cannot drift away from them |
+//! | `access` | who may change something |
+//! | `tcp` | the TCP port, which comes, goes and moves with the configuration |
+//! | `client` | what the commands ask |
 
+pub mod access;
 pub mod client;
+pub mod routes;
+pub mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+
+use access::Access;
 
 /// What a client may ask of the controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub enum Question {
     },
     /// The last events of packets.
     Events,
+    /// The names behind the ids in the maps.
+    Names,
     /// The metrics, as text.
     Metrics,
     /// Read the file again.
@@ -99,7 +109,7 @@ pub enum Answer {
     Document(Value),
     /// The data plane has been removed.
     Detached,
-    /// Metrics in the OpenMetrics format.
+    /// Metrics in the text format of Prometheus.
     Metrics(String),
     /// There is no such thing; says what there is.
     NotFound(String),
@@ -109,13 +119,11 @@ pub enum Answer {
     Failed(String),
 }
 
-/// The media type of what `prometheus-client` writes.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// A question on its way to the controller.
 pub type Call = (Question, oneshot::Sender<Answer>);
 
-/// Serves the API on a unix socket of mode 0600 until the process ends.
+/// Serves the API on a unix socket of mode 0600 until nobody takes calls any more; the task ends when what was asked
+/// until then is answered.
 ///
 /// # Errors
 ///
@@ -127,73 +135,11 @@ pub fn serve(socket: &Path, calls: mpsc::Sender<Call>) -> Result<tokio::task::Jo
         UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
         .context("cannot restrict the API socket")?;
-    let router = router(calls);
+    let router = routes::router(calls.clone(), Access::Owner);
+    let end = async move { calls.closed().await };
     Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(end).await {
             tracing::error!("the API stopped: {error}");
         }
     }))
-}
-
-fn router(calls: mpsc::Sender<Call>) -> Router {
-    Router::new()
-        .route("/v1/status", get(|State(calls)| ask(calls, Question::Status)))
-        .route("/v1/config", get(|State(calls)| ask(calls, Question::Config)))
-        .route("/v1/history", get(|State(calls)| ask_history(calls, None, None)))
-        .route("/v1/history/{set}", get(|State(calls), UrlPath(set)| ask_history(calls, Some(set), None)))
-        .route(
-            "/v1/history/{set}/{backend}",
-            get(|State(calls), UrlPath((set, backend))| ask_history(calls, Some(set), Some(backend))),
-        )
-        .route("/v1/diagnose", get(|State(calls)| ask(calls, Question::Diagnose { set: None })))
-        .route(
-            "/v1/diagnose/{set}",
-            get(|State(calls), UrlPath(set)| ask(calls, Question::Diagnose { set: Some(set) })),
-        )
-        .route("/v1/events", get(|State(calls)| ask(calls, Question::Events)))
-        .route("/metrics", get(|State(calls)| ask(calls, Question::Metrics)))
-        .route("/v1/reload", post(|State(calls)| ask(calls, Question::Reload)))
-        .route("/v1/detach", post(|State(calls)| ask(calls, Question::Detach)))
-        .route("/v1/backends/{set}/{backend}/{action}", post(change_backend))
-        .fallback(|| async { respond(Answer::NotFound("no such resource".to_owned())) })
-        .layer(DefaultBodyLimit::max(64 * 1024))
-        .with_state(calls)
-}
-
-async fn ask_history(calls: mpsc::Sender<Call>, set: Option<String>, backend: Option<String>) -> Response {
-    ask(calls, Question::History { set, backend }).await
-}
-
-async fn change_backend(
-    State(calls): State<mpsc::Sender<Call>>,
-    UrlPath((set, backend, action)): UrlPath<(String, String, String)>,
-) -> Response {
-    match Action::from_word(&action) {
-        Some(action) => ask(calls, Question::Backend { set, backend, action }).await,
-        None => respond(Answer::NotFound(format!(
-            "no action `{action}`; expected drain, undrain, offline or online"
-        ))),
-    }
-}
-
-async fn ask(calls: mpsc::Sender<Call>, question: Question) -> Response {
-    let (reply, answer) = oneshot::channel();
-    let stopping = || Answer::Failed("the controller is stopping".to_owned());
-    let answer = match calls.send((question, reply)).await {
-        Ok(()) => answer.await.unwrap_or_else(|_| stopping()),
-        Err(_) => stopping(),
-    };
-    respond(answer)
-}
-
-fn respond(answer: Answer) -> Response {
-    let (code, body) = match answer {
-        Answer::Document(document) => (StatusCode::OK, document),
-        Answer::Detached => (StatusCode::OK, json!({ "detached": true })),
-        Answer::Metrics(text) => return ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Answer::NotFound(message) => (StatusCode::NOT_FOUND, json!({ "error": message })),
-        Answer::Refused(details) => (StatusCode::UNPROCESSABLE_ENTITY, details),
-        Answer::Failed(message) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "error": message })),
-    };
-    (code, axum::Json(body)).into_response()
 }

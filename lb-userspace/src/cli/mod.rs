@@ -2,13 +2,17 @@
 
 mod ask;
 mod check;
+mod connections;
 mod detach;
 mod diagnose;
+mod doctor;
 mod events;
+mod generate;
 mod paint;
 mod run;
 mod show;
 mod status;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +30,8 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// Exit status: the configuration is refused.
 const BAD_CONFIG: u8 = 2;
+/// Exit status: this host is not fit.
+const UNFIT: u8 = 2;
 /// Exit status: the level of the instance is not known.
 const UNKNOWN: u8 = 3;
 /// Exit status: no such instance runs.
@@ -81,14 +87,17 @@ enum Command {
     Online(ask::Backend),
     /// Remove the data plane, its pins and the addresses it assigned
     Detach(Target),
-    /// List live flows (not supported yet)
-    Connections(Later),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Generate(generate::Generate),
+    /// List live flows, with or without a running controller
+    Connections(connections::Connections),
     /// Ask the loaded program what it would do with a packet (not supported yet)
     Explain(Later),
-    /// Live view (not supported yet)
-    Top(Later),
-    /// Examine the host (not supported yet)
-    Doctor(Later),
+    /// Live view of rates, health, drops and SNAT ports; q quits, s sorts, p pauses
+    Top(top::Top),
+    /// Examine the host; exit status 0 fit, 1 with warnings, 2 unfit
+    Doctor(doctor::Doctor),
 }
 
 /// Arguments of a command that this version does not have yet.
@@ -112,9 +121,12 @@ pub fn main() -> ExitCode {
     if !matches!(cli.command, Command::Run(_)) {
         end_with_the_pipe();
     }
-    // For these two, 1 means WARNING.
-    let failure =
-        if matches!(cli.command, Command::Status(_) | Command::Diagnose(_)) { UNKNOWN } else { FAILED };
+    // Where 1 means WARNING, a failure is something else.
+    let failure = match cli.command {
+        Command::Status(_) | Command::Diagnose(_) => UNKNOWN,
+        Command::Doctor(_) => UNFIT,
+        _ => FAILED,
+    };
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -154,10 +166,11 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Offline(backend) => backend.execute(Action::Offline).await,
         Command::Online(backend) => backend.execute(Action::Online).await,
         Command::Detach(target) => detach::execute(&target.instance()?).await,
-        Command::Connections(_) => later("connections"),
+        Command::Generate(generate) => generate.execute(),
+        Command::Connections(connections) => connections.execute().await,
         Command::Explain(_) => later("explain"),
-        Command::Top(_) => later("top"),
-        Command::Doctor(_) => later("doctor"),
+        Command::Top(top) => top.execute().await,
+        Command::Doctor(doctor) => doctor.execute().await,
     }
 }
 

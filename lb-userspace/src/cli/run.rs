@@ -8,8 +8,8 @@ use tracing::warn;
 use super::{BAD_CONFIG, ConfigFile, OK, Target, detach};
 use crate::config::{self, OnExit};
 use crate::control::controller::{Controller, Signals, Stopped};
-use crate::instance;
 use crate::logging::{self, Format};
+use crate::privilege;
 
 /// Every check that is under way holds a socket: lets this process open as many as the hard limit allows.
 fn allow_many_files() {
@@ -50,18 +50,22 @@ impl Run {
             warn!("{warning}");
         }
         let instance = self.target.instance()?;
+        privilege::require(loaded.config.lb.assign_vips)?;
         let lock = instance.lock()?;
-        instance::ensure_bpffs()?;
+        instance.ensure_pins()?;
         allow_many_files();
         let signals = Signals::take_over()?;
         let controller =
             Controller::start(instance.clone(), self.file.config.clone(), loaded.config, self.packet_log)
-                .await?;
+                .await
+                .map_err(privilege::explain)?;
         let (stopped, on_exit) = controller.run(signals).await?;
         if stopped == Stopped::BySignal && on_exit == OnExit::Detach {
             detach::remove(&instance)?;
         }
-        drop(lock);
+        if stopped == Stopped::Detached || on_exit == OnExit::Detach {
+            instance.forget(lock);
+        }
         Ok(OK)
     }
 }

@@ -19,11 +19,7 @@ const fn not_yet(pattern: &'static str, refuses: fn(&DeValue<'_>) -> bool, inste
 }
 
 /// Everything that is not supported yet.
-const NOT_YET: &[NotYet] = &[
-    not_yet("api.listen", is_filled, "\"\""),
-    not_yet("api.token_file", is_filled, "\"\""),
-    not_yet("backend_set.*.preempt", |value| is_flag(value, false), "true"),
-];
+const NOT_YET: &[NotYet] = &[not_yet("backend_set.*.preempt", |value| is_flag(value, false), "true")];
 
 /// Refuses what is not supported yet. A value that was refused for another reason is not refused twice.
 pub(super) fn refuse(findings: &Findings<'_>) {
@@ -40,12 +36,4 @@ pub(super) fn refuse(findings: &Findings<'_>) {
 
 fn is_flag(value: &DeValue<'_>, flag: bool) -> bool {
     value.as_bool() == Some(flag)
-}
-
-fn is_filled(value: &DeValue<'_>) -> bool {
-    match value {
-        DeValue::String(text) => !text.is_empty(),
-        DeValue::Array(elements) => !elements.is_empty(),
-        _ => false,
-    }
 }

@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::apply::Applier;
@@ -25,6 +26,7 @@ use super::flows::Flows;
 use super::host_ports::HostPorts;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
+use crate::api::tcp::TcpApi;
 use crate::api::{self, Answer, Call, Question};
 use crate::config::{self, Config, OnExit};
 use crate::dataplane;
@@ -36,6 +38,7 @@ use crate::instance::Instance;
 use crate::metrics;
 use crate::network::next_hop::{Resolver, Ways};
 use crate::network::{self, vip};
+use crate::service_manager::ServiceManager;
 
 /// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
 const GATHER: Duration = Duration::from_millis(10);
@@ -48,6 +51,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How long a status waits for a fresh count of flows.
 const FRESH_CENSUS: Duration = Duration::from_millis(200);
+
+/// How long the end waits until those who have asked have read their answers; `lb detach` is one of them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +116,10 @@ pub struct Controller {
     /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
     drain_timeouts: BTreeMap<u32, Option<Duration>>,
     calls: mpsc::Receiver<Call>,
+    tcp_api: TcpApi,
+    /// The task that carries the calls.
+    api: Option<JoinHandle<()>>,
+    service_manager: ServiceManager,
 }
 
 /// What the desired state depends on, as the controller knows it.
@@ -186,6 +196,9 @@ impl Controller {
             host_ports: HostPorts::default(),
             events,
             calls,
+            tcp_api: TcpApi::new(ask.clone()),
+            api: None,
+            service_manager: ServiceManager::from_environment(),
         };
         if let Err(error) = controller.take_up(ask).await {
             // What a failed start has made is of no use to anybody; what it has adopted still forwards.
@@ -200,6 +213,7 @@ impl Controller {
     }
 
     async fn take_up(&mut self, ask: mpsc::Sender<Call>) -> Result<()> {
+        self.tcp_api.follow(&self.config.api).await?;
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
@@ -207,7 +221,7 @@ impl Controller {
         self.attach()?;
         self.assign_vips()?;
         self.judge_host_ports();
-        api::serve(&self.instance.socket(), ask)?;
+        self.api = Some(api::serve(&self.instance.socket(), ask)?);
         Ok(())
     }
 
@@ -227,9 +241,11 @@ impl Controller {
                 is_ready = true;
                 // Nobody may be listening any more.
                 let _ = writeln!(std::io::stdout(), "ready");
+                self.service_manager.ready();
             }
             tokio::select! {
                 biased;
+                () = self.service_manager.due() => self.service_manager.is_alive(),
                 () = until(apply_at) => {
                     apply_at = None;
                     self.apply_or_complain();
@@ -256,7 +272,14 @@ impl Controller {
                 _ = housekeeping.tick() => self.keep_house(),
             }
         };
-        info!("stopping; {}", farewell(stopped, self.config.lb.on_exit));
+        let farewell = farewell(stopped, self.config.lb.on_exit);
+        info!("stopping; {farewell}");
+        self.service_manager.stopping(farewell);
+        drop(self.calls);
+        if let Some(api) = self.api {
+            // Whoever reads slower than that has to do without.
+            let _ = timeout(LAST_WORDS, api).await;
+        }
         Ok((stopped, self.config.lb.on_exit))
     }
 
@@ -415,6 +438,7 @@ impl Controller {
                 self.flows.walk_now(FRESH_CENSUS).await;
                 self.diagnose(set.as_deref()).unwrap_or_else(failed)
             }
+            Question::Names => Answer::Document(json!(report::names(&self.desired.names))),
             Question::Metrics => self.metrics().unwrap_or_else(failed),
             Question::Config => {
                 Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
@@ -503,6 +527,7 @@ impl Controller {
     /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
     /// of it.
     async fn reload(&mut self) -> Result<(), Refusal> {
+        self.service_manager.reloading();
         let switched = match config::load(&self.file) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
@@ -514,6 +539,7 @@ impl Controller {
         };
         self.last_reload_error = switched.as_ref().err().map(Refusal::text);
         self.reload_failures += u64::from(switched.is_err());
+        self.service_manager.reloaded(switched.is_ok());
         switched
     }
 
@@ -537,9 +563,10 @@ impl Controller {
         Ok(())
     }
 
-    /// Brings the host from one configuration to the running one: attachments first, since they are what a host
-    /// refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
+    /// Brings the host from one configuration to the running one: API and attachments first, since they are what a
+    /// host refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
     async fn reconcile(&mut self, before: &Config) -> Result<()> {
+        self.tcp_api.follow(&self.config.api).await?;
         self.attach()?;
         if before.lb.interfaces != self.config.lb.interfaces {
             self.resolver = Resolver::new(self.config.lb.interfaces.clone())

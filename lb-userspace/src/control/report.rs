@@ -9,7 +9,7 @@ use lb_common::{Backend as MapBackend, Counters, Drops, Kind, NextHop, Reason};
 use serde_json::{Value, json};
 
 use super::book::Book;
-use super::desired::Desired;
+use super::desired::{self, Desired};
 use super::host_ports::HostPorts;
 use super::snat;
 use crate::config::{self, Config};
@@ -17,7 +17,10 @@ use crate::dataplane::{AttachedMode, Census, Maps};
 use crate::health::Level;
 use crate::health::level::{self, Member, SetLevel};
 use crate::network::next_hop::Ways;
-use crate::status::{BackendStatus, ConfigStatus, InterfaceStatus, ListenerStatus, SetStatus, Status};
+use crate::status::{
+    BackendName, BackendStatus, ConfigStatus, InterfaceStatus, ListenerName, ListenerStatus, Names,
+    SetStatus, Status,
+};
 
 /// Where the status comes from.
 pub struct Sources<'a> {
@@ -93,6 +96,17 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
         backend_sets,
         snat,
     })
+}
+
+/// The names behind the ids in the maps.
+pub fn names(names: &desired::Names) -> Names {
+    let listeners = names.listeners.iter().map(|(name, &id)| ListenerName { id, name: name.clone() });
+    let backends = names.backends.iter().map(|((set, name), &id)| BackendName {
+        id,
+        backend_set: set.clone(),
+        name: name.clone(),
+    });
+    Names { listeners: listeners.collect(), backends: backends.collect() }
 }
 
 /// The level of the instance.

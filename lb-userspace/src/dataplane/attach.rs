@@ -173,7 +173,7 @@ impl Dataplane {
 ///
 /// If a pin cannot be removed.
 pub fn detach(pins: &Path) -> Result<bool> {
-    if !pins.exists() {
+    if !pins.try_exists().with_context(|| format!("cannot look at {}", pins.display()))? {
         return Ok(false);
     }
     let entries = fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))?;
@@ -185,15 +185,22 @@ pub fn detach(pins: &Path) -> Result<bool> {
     ours.push(JOURNEYS.to_owned());
     // The directory may be another program's, if the name of the instance is a wrong guess.
     paths.retain(|path| is_link(path) || is_unsettled(&name_of(path)) || ours.contains(&name_of(path)));
-    if paths.is_empty() {
-        return Ok(false);
-    }
     paths.sort_by_key(|path| !is_link(path));
-    for path in paths {
-        remove_if_there(&path)?;
+    for path in &paths {
+        remove_if_there(path)?;
     }
-    fs::remove_dir(pins).with_context(|| format!("cannot remove {}", pins.display()))?;
-    Ok(true)
+    match fs::remove_dir(pins) {
+        // Something of another program is in it, or root has prepared it for this user: the pins are gone all the same.
+        Err(error)
+            if !matches!(
+                error.raw_os_error(),
+                Some(libc::ENOTEMPTY | libc::EACCES | libc::EPERM | libc::EBUSY | libc::EROFS)
+            ) =>
+        {
+            Err(error).with_context(|| format!("cannot remove {}", pins.display()))
+        }
+        _ => Ok(!paths.is_empty()),
+    }
 }
 
 fn link_pin(pins: &Path, interface: &str, mode: AttachedMode) -> PathBuf {
@@ -228,6 +235,10 @@ fn explain(error: ProgramError) -> anyhow::Error {
         }
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
         Some(libc::ERANGE) => "its driver cannot do native XDP at this MTU",
+        Some(libc::EINVAL) => "its driver cannot do native XDP as it is set up: see `lb doctor`",
+        Some(libc::ENOSPC | libc::ENOMEM) => {
+            "it has too few queues for native XDP: see `lb doctor`, and `ethtool -l` for those it can have"
+        }
         Some(libc::EPERM) => "this needs CAP_NET_ADMIN and CAP_BPF",
         _ => return anyhow!("{io_error}"),
     };

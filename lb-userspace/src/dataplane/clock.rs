@@ -1,29 +1,41 @@
 //! The clock that flows are stamped with: kernel ticks (jiffies), 32 bits of them.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::programs::{ProgramFd, Xdp};
+use aya::programs::Xdp;
 
 use super::sys;
 
-/// Reads the kernel's ticks by running the program `clock` of the object.
+/// Reads the kernel's ticks by running a program that returns them.
 #[derive(Debug)]
 pub struct Clock {
-    program: ProgramFd,
+    program: OwnedFd,
     ticks_per_second: u32,
 }
 
 impl Clock {
     pub(super) fn new(program: &Xdp) -> Result<Self> {
-        let program = program.fd()?.try_clone().context("cannot keep the program `clock`")?;
+        let program =
+            program.fd()?.as_fd().try_clone_to_owned().context("cannot keep the program `clock`")?;
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
     }
 
     pub(super) fn try_clone(&self) -> Result<Self> {
         let program = self.program.try_clone().context("cannot keep the program `clock`")?;
         Ok(Self { program, ticks_per_second: self.ticks_per_second })
+    }
+
+    /// A clock for a process that has loaded no data plane.
+    pub(super) fn alone() -> Result<Self> {
+        let program = sys::load_clock().context("cannot load a program into the kernel")?;
+        Ok(Self { program, ticks_per_second: ticks_per_second()? })
+    }
+
+    /// Whether the kernel runs its program as machine code.
+    pub(super) fn is_compiled(&self) -> Result<bool> {
+        sys::is_compiled(self.program.as_fd()).context("cannot look at a loaded program")
     }
 
     /// The current tick.
@@ -65,6 +77,16 @@ impl Tick {
         }
         Duration::from_millis(u64::from(ticks) * 1000 / u64::from(self.rate))
     }
+}
+
+/// Loads a tiny XDP program into the kernel, to see whether that is allowed and whether the kernel compiles it to machine
+/// code.
+///
+/// # Errors
+///
+/// If the kernel refuses it.
+pub fn try_kernel() -> Result<bool> {
+    Clock::alone()?.is_compiled()
 }
 
 /// The kernel's HZ: the coarse clocks advance once a tick, so their resolution is its length (kernel 2.6.32).

@@ -12,12 +12,14 @@
 //! | `collect` | ends idle flows, counts live ones |
 //! | `records` | takes what the program hands over by ring buffers |
 //! | `fragments` | holds fragments that came before the first of their datagram |
+//! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `clock` | the kernel's ticks |
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 
 pub mod attach;
 pub mod clock;
 pub mod collect;
+pub mod connections;
 pub mod fragments;
 mod interfaces;
 mod journeys;

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::Pod;
 use aya::maps::{MapData, RingBuf};
-use aya_obj::generated::{BPF_EXIST, BPF_F_TEST_XDP_LIVE_FRAMES, bpf_attr, bpf_cmd};
+use aya_obj::generated::{
+    BPF_EXIST, BPF_F_TEST_XDP_LIVE_FRAMES, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -54,7 +56,7 @@ impl<K: Pod, V: Pod> Batch<K, V> {
         // SAFETY: the kernel writes `count` also when it fails; a `u32` is valid whatever it holds.
         let count = unsafe { attr.batch.count } as usize;
         let has_ended = match result {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) => return Err(error),
         };
@@ -80,7 +82,7 @@ pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     // SAFETY: key and value have the sizes that the map was checked to have when it was opened.
     match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
         // SAFETY: the kernel has filled the value.
-        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -96,7 +98,7 @@ pub(super) fn replace<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -
     attr.__bindgen_anon_2.flags = u64::from(BPF_EXIST);
     // SAFETY: key and value have the sizes that the map was checked to have when it was opened; the kernel only reads.
     match unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) } {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
@@ -110,7 +112,7 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     // SAFETY: the key has the size that the map was checked to have when it was opened.
     match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) } {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
@@ -145,7 +147,8 @@ pub(super) fn inject(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> i
     attr.test.batch_size = 1;
     // SAFETY: the kernel reads as many bytes of frame and context as their sizes say, and writes back nothing but
     // `attr`.
-    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
+    Ok(())
 }
 
 /// Waits for a ring buffer to have something to read, within a runtime.
@@ -163,12 +166,48 @@ pub(super) fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+/// A program whose verdict is the kernel's tick counter (jiffies), its low 32 bits: the program `clock` of the object,
+/// for a process that does not load the object (bpf_jiffies64: kernel 5.6).
+pub(super) fn load_clock() -> io::Result<OwnedFd> {
+    const CALL: [u8; 4] = [0x85, 0, 0, 0];
+    const EXIT: [u8; 4] = [0x95, 0, 0, 0];
+    const BPF_FUNC_JIFFIES64: u32 = 118;
+    // `struct bpf_insn`: code, registers and offset, then the immediate value.
+    let instructions = [[CALL, BPF_FUNC_JIFFIES64.to_ne_bytes()], [EXIT, [0; 4]]];
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+    attr.__bindgen_anon_3.insns = instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.insn_cnt = instructions.len() as u32;
+    attr.__bindgen_anon_3.license = c"Dual MIT/GPL".as_ptr() as u64;
+    // SAFETY: the kernel reads `insn_cnt` instructions and the licence, and writes nothing.
+    let fd = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?;
+    // SAFETY: BPF_PROG_LOAD returns a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the kernel has compiled a program to machine code (BPF_OBJ_GET_INFO_BY_FD, kernel 4.13).
+pub(super) fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid `bpf_prog_info`: no program, no arrays.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    // SAFETY: the kernel fills at most `info_len` bytes of `info`, which asks for no array.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info.jited_prog_len > 0)
+}
+
+/// What the command returns: a descriptor, or 0.
+///
 /// # Safety
 ///
 /// Every address in `attr` must be valid for what `command` does with it.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the caller vouches for the addresses; `attr` is a whole `bpf_attr`.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, attr, size_of::<bpf_attr>()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -6,6 +6,7 @@
 mod error;
 mod netlink;
 pub mod next_hop;
+pub mod nic;
 pub mod nudge;
 pub mod sockets;
 pub mod vip;

@@ -1,6 +1,7 @@
 //! The real `lb` on a host.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -36,7 +37,14 @@ impl Lb {
     /// also goes to standard error.
     pub fn run(host: &Host, config: &Path, echo: bool) -> Result<Self> {
         let mut command = host.command(binary("lb")?);
-        command.args(["run", "--config"]).arg(config).env("LB_LOG", "info").env("NO_COLOR", "1");
+        command.args(["run", "--config"]).arg(config);
+        Self::start_command(host, command, echo)
+    }
+
+    /// Starts a command that becomes `lb run`, in another way or with more than [`Lb::run`] gives it, and waits until
+    /// every listener forwards.
+    pub fn start_command(host: &Host, mut command: Command, echo: bool) -> Result<Self> {
+        command.env("LB_LOG", "info").env("NO_COLOR", "1");
         let controller = host.start("lb run", command, echo)?;
         controller.wait_for_line("ready", START)?;
         Ok(Self { host: host.clone(), controller })

@@ -16,6 +16,9 @@ use super::lack::{Lack, fetch_script};
 const BPF_LINKER: &str = "0.13.0";
 const BPF_LINKER_LLVM: u32 = 22;
 
+/// The version that was tested.
+const CARGO_DEB: &str = "3.8.0";
+
 /// Services that come with the packages and that nobody asked for.
 const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx.service")];
 
@@ -25,6 +28,9 @@ pub(super) fn install(lack: &Lack) -> Result<()> {
     }
     if lack.bpf_linker {
         install_bpf_linker(lack.llvm())?;
+    }
+    if lack.cargo_deb {
+        install_cargo_deb()?;
     }
     if !lack.kernels.is_empty() {
         command::run(Command::new(fetch_script()).args(&lack.kernels))?;
@@ -85,6 +91,10 @@ fn install_bpf_linker(rustc_llvm: Option<u32>) -> Result<()> {
         .args(["--no-default-features", "--features", &feature])
         .env("LLVM_PREFIX", format!("/usr/lib/{feature}"));
     command::run(&mut install)
+}
+
+fn install_cargo_deb() -> Result<()> {
+    command::run(cargo().args(["install", "cargo-deb", "--locked", "--version", CARGO_DEB]))
 }
 
 /// Keeps a service that came with a package from starting at the next boot.

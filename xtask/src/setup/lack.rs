@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 use xtask::command::{find_program, probe};
 use xtask::toolchain::{self, Toolchain};
-use xtask::workspace;
+use xtask::{package, workspace};
 
 use super::Group;
 
@@ -27,7 +27,16 @@ const TEST_TOOLS: &[Tool] = &[
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("ping", "iputils-ping"),
+    ("promtool", "prometheus"),
     ("tracepath", "iputils-tracepath"),
+];
+
+const PACKAGE_TOOLS: &[Tool] = &[
+    ("adduser", "adduser"),
+    ("dpkg-deb", "dpkg"),
+    ("dpkg-shlibdeps", "dpkg-dev"),
+    ("strip", "binutils"),
+    ("systemctl", "systemd"),
 ];
 
 const KERNEL_TOOLS: &[Tool] = &[
@@ -55,6 +64,8 @@ pub(super) struct Lack {
     pub(super) packages: Vec<&'static str>,
     /// bpf-linker.
     pub(super) bpf_linker: bool,
+    /// cargo-deb.
+    pub(super) cargo_deb: bool,
     /// Kernels to boot in a virtual machine.
     pub(super) kernels: Vec<&'static str>,
     /// The eBPF toolchain that is there, and the major version of its LLVM.
@@ -69,6 +80,10 @@ impl Lack {
             match group {
                 Group::Build => lack.look_for_build_tools()?,
                 Group::Test => lack.look_for(TEST_TOOLS),
+                Group::Package => {
+                    lack.look_for(PACKAGE_TOOLS);
+                    lack.cargo_deb = package::find_cargo_deb().is_none();
+                }
                 Group::Kernels => lack.look_for_kernels(),
             }
         }
@@ -76,7 +91,7 @@ impl Lack {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.packages.is_empty() && !self.bpf_linker && self.kernels.is_empty()
+        self.packages.is_empty() && !self.bpf_linker && !self.cargo_deb && self.kernels.is_empty()
     }
 
     /// Major version of the LLVM in the eBPF toolchain that is there.
@@ -122,6 +137,9 @@ impl fmt::Display for Lack {
         }
         if self.bpf_linker {
             writeln!(f, "setup: missing program: bpf-linker")?;
+        }
+        if self.cargo_deb {
+            writeln!(f, "setup: missing program: cargo-deb")?;
         }
         if !self.kernels.is_empty() {
             writeln!(f, "setup: missing kernels for virtual machines: {}", self.kernels.join(" "))?;

@@ -17,12 +17,14 @@ pub(crate) enum Group {
     Build,
     /// The clients, servers and network tools of the demo and the tests.
     Test,
+    /// cargo-deb, and the tools of Debian that it and the test of the package use.
+    Package,
     /// QEMU, and the older kernels the program is tested on.
     Kernels,
 }
 
 impl Group {
-    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Test, Self::Kernels];
+    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Test, Self::Package, Self::Kernels];
 }
 
 #[derive(Args)]

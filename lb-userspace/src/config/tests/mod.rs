@@ -2,6 +2,7 @@
 
 mod between_sections;
 mod checks;
+mod documents;
 mod host;
 mod keys;
 mod not_yet;

@@ -10,11 +10,7 @@ fn errors(text: &str) -> Vec<Diagnostic> {
 
 #[test]
 fn each_is_refused_as_such() {
-    for (before, line, path) in [
-        ("\n[[backend_set", "preempt = false", "backend_set.web.preempt"),
-        ("[lb]", "[api]\nlisten = \"127.0.0.1:9180\"", "api.listen"),
-        ("[lb]", "[api]\ntoken_file = \"/t\"", "api.token_file"),
-    ] {
+    for (before, line, path) in [("\n[[backend_set", "preempt = false", "backend_set.web.preempt")] {
         let text = edited(&[(before, &format!("{line}\n{before}"))]);
         let found = errors(&text)
             .into_iter()
@@ -37,6 +33,7 @@ fn defaults_and_their_neighbours_are_supported() {
             "mode = \"nat\"\nsnat = \"auto\"\non_unhealthy = \"reset\"\nno_backend_action = \"reset\"\npreempt = true",
         ),
         ("[lb]", "[api]\nlisten = \"\"\ntoken_file = \"\""),
+        ("[lb]", "[api]\nlisten = \"127.0.0.1:9180\"\ntoken_file = \"/t\""),
     ] {
         let text = edited(&[(before, &format!("{line}\n{before}"))]);
         assert_eq!(errors(&text), [], "{line}");

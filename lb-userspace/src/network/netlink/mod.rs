@@ -11,6 +11,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteFlags;
 use rtnetlink::packet_core::{
@@ -60,6 +61,17 @@ impl Netlink {
     pub(super) fn links(&mut self) -> Result<BTreeMap<u32, Link>, Error> {
         let answers =
             self.dump(message::get_links()).map_err(|error| Error::kernel("list the links", error))?;
+        Ok(answers.into_iter().filter_map(link).collect())
+    }
+
+    /// All links of the namespace, with everything the kernel says of them.
+    pub(super) fn link_messages(&mut self) -> Result<Vec<LinkMessage>, Error> {
+        let answers =
+            self.dump(message::get_links()).map_err(|error| Error::kernel("list the links", error))?;
+        let link = |answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        };
         Ok(answers.into_iter().filter_map(link).collect())
     }
 
