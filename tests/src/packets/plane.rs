@@ -120,6 +120,11 @@ impl Loaded {
         self.change_rates(|rate| RateWindow { second: rate.second.saturating_sub(time.as_secs()), ..rate })
     }
 
+    /// How many flows that have not proved themselves each CPU has room for.
+    pub(super) fn half_open_room(&mut self) -> Result<u32> {
+        Ok(self.map("half_open_v4")?.info()?.max_entries())
+    }
+
     /// Fills both connection maps up to where so many flows more fit.
     pub(super) fn fill(&mut self, flows_more: u32) -> Result<()> {
         fill::<Addr4>(self.map("connections_v4")?, flows_more)?;

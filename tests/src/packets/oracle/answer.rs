@@ -126,7 +126,7 @@ impl Dissected<'_> {
     }
 
     fn tcp(&self) -> Result<TcpHeaderSlice<'_>> {
-        anyhow::ensure!(self.protocol == 6, "only TCP is answered with a RST");
+        anyhow::ensure!(self.protocol == 6 && self.has_ports(), "only TCP is answered with a RST");
         TcpHeaderSlice::from_slice(self.payload()).context("no TCP header")
     }
 

@@ -203,7 +203,8 @@ impl<'a> Dissected<'a> {
         match rest {
             [_, _, _, _, high, low, ..] if self.is_udp() => {
                 let length = usize::from(u16::from_be_bytes([*high, *low]));
-                &rest[..length.min(rest.len())]
+                // An impossible length, as a packet in an ICMP error may have, says nothing.
+                if length < ICMP_HEADER { rest } else { &rest[..length.min(rest.len())] }
             }
             _ => rest,
         }
