@@ -1,274 +1,275 @@
-//! What the controller has a part in beyond health: ports of many, sources, flows that end early, fragments out of
-//! order, events.
+//! Packets in the corners, with the stacks of real clients and servers: small links on either side, datagrams in
+//! fragments, ports that nobody serves, and every SNAT port in use.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, UdpHeader};
 use lb_tests::netns::traffic::{self, PATIENCE, Session};
-use lb_tests::netns::{Config, Family, Lab, Lb, Status, wait};
-use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use lb_tests::netns::{Config, Family, Host, Lab, Lb, Service, wait};
 
-/// How long what takes a few seconds may take on a busy machine.
-const LONG: Duration = Duration::from_secs(40);
+/// MTU of the small link, in bytes.
+const SMALL_MTU: usize = 1300;
+/// More than a small link takes at once, less than a usual one does.
+const BETWEEN_MTUS: usize = 1400;
+const LARGE_DATAGRAM_LEN: usize = 60_000;
+const DOWNLOAD_LEN: usize = 1 << 20;
 
-/// The configuration with lines added to the first listener of a service and to its set.
-fn config(lab: &Lab, family: Family, service: &str, listener: &str, set: &str) -> String {
-    let text = Config::new(lab, family).to_string();
-    let name = format!("name = \"{service}-0\"\n");
-    let table = format!("[backend_set.{service}]\n");
-    text.replace(&name, &format!("{name}{listener}\n")).replace(&table, &format!("{table}{set}\n"))
+/// A datagram to the echo service and back.
+fn echo_datagram(socket: &UdpSocket, target: SocketAddr, length: usize) -> Result<()> {
+    let payload: Vec<u8> = (0..length).map(|number| number as u8).collect();
+    socket.send_to(&payload, target).context("cannot send")?;
+    let mut buffer = vec![0; 2 * LARGE_DATAGRAM_LEN];
+    let (received, from) = socket.recv_from(&mut buffer).context("no answer")?;
+    ensure!(from == target, "the answer came from {from}");
+    ensure!(buffer[..received].ends_with(&payload), "the answer does not end in what was sent");
+    Ok(())
 }
 
-fn number(status: &Status, kind: &str, reason: &str) -> u64 {
-    status.0[kind][reason].as_u64().unwrap_or_default()
+fn socket(target: SocketAddr) -> Result<UdpSocket> {
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
-macro_rules! for_each_family {
-    ($($v4:ident, $v6:ident: $test:ident;)+) => {$(
-        #[test]
-        fn $v4() -> Result<()> {
-            $test(Family::V4)
+#[test]
+fn datagrams_of_60_kb_pass_in_both_directions() -> Result<()> {
+    for (lab, snat) in [(Lab::one_arm()?, "always"), (Lab::two_arm()?, "auto")] {
+        if snat == "auto" {
+            lab.route_servers_through_balancer()?;
         }
-
-        #[test]
-        fn $v6() -> Result<()> {
-            $test(Family::V6)
+        for family in Family::ALL {
+            let lb = Lb::start_with_rotation(
+                &lab.balancer,
+                &Config { snat, ..Config::new(&lab, family) }.to_string(),
+                3,
+            )?;
+            let target = family.vip_port(7);
+            lab.explained(|| {
+                lab.client.enter(|| {
+                    let socket = socket(target)?;
+                    (0..20).try_for_each(|_| echo_datagram(&socket, target, LARGE_DATAGRAM_LEN))
+                })
+            })?;
+            lb.stop()?;
+            Lb::detach(&lab.balancer)?;
         }
-    )+};
-}
-
-for_each_family! {
-    a_range_of_ports_is_served_v4, a_range_of_ports_is_served_v6: a_range_of_ports_is_served;
-    denied_sources_are_turned_away_v4, denied_sources_are_turned_away_v6: denied_sources_are_turned_away;
-    offline_resets_v4, offline_resets_v6: a_backend_taken_offline_has_its_connections_reset;
-    drain_resets_v4, drain_resets_v6: a_drain_that_takes_too_long_ends_with_a_reset;
-    idle_resets_v4, idle_resets_v6: both_ends_of_an_idle_connection_are_reset;
-    fragments_in_reverse_v4, fragments_in_reverse_v6: fragments_arrive_whole_in_reverse_order;
-}
-
-fn a_range_of_ports_is_served(family: Family) -> Result<()> {
-    let lab = Lab::one_arm()?;
-    let range = |ports: &str, port: u16| {
-        Config::new(&lab, family)
-            .to_string()
-            .replace("port = 80\nbackend_set", &format!("{ports}\nbackend_set"))
-            .replace("\nport = 8080\n\n[[", &format!("\nport = {port}\n\n[["))
-            .replace(
-                "\nport = 8080\n\n[backend_set.web.health",
-                &format!("\nport = {port}\n\n[backend_set.web.health"),
-            )
-    };
-    let lb = Lb::start_with_rotation(&lab.balancer, &range("ports = \"8000-8100\"", 0), 3)?;
-    traffic::curl_many(&lab.client, family.vip_port(8080), 10)?;
-    let outside = traffic::try_curl(&lab.client, family.vip_port(7999), "/")?;
-    ensure!(!outside.status.success(), "port 7999 is outside of the range");
-    let listener = lb.status()?.listener("web-0")?.clone();
-    ensure!(listener["ports"] == "8000-8100" && listener["new_flows"] == 10, "{listener}");
-
-    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    lb.reload(&range("port = 80", 8080))?;
-    traffic::curl_many(&lab.client, family.vip_port(80), 10)?;
-    session.echo(b"another listener is not touched")
-}
-
-fn denied_sources_are_turned_away(family: Family) -> Result<()> {
-    let lab = Lab::one_arm()?;
-    let client = lab.client_address(family);
-    let deny = format!("deny_sources = [\"{client}\"]");
-    let lb = Lb::start_with_rotation(&lab.balancer, &config(&lab, family, "web", &deny, ""), 3)?;
-    let denied = traffic::try_curl(&lab.client, family.vip_port(80), "/")?;
-    ensure!(!denied.status.success(), "{client} is denied: {}", denied.stdout);
-    let other = lab.add_client("other", 51)?;
-    traffic::curl(&other, family.vip_port(80))?;
-
-    let status = lb.status()?;
-    let dropped = number(&Status(status.listener("web-0")?.clone()), "drops", "source_denied");
-    ensure!(dropped > 0, "no drop is counted: {}", status.0);
-    let events = Lb::command(&lab.balancer, "events --json")?.success()?;
-    let events: Value = serde_json::from_str(&events.stdout)?;
-    let is_it = |event: &&Value| event["reason"] == "source_denied";
-    let event = events["events"].as_array().into_iter().flatten().find(is_it);
-    let event = event.with_context(|| format!("no event tells of it: {events}"))?;
-    let source: SocketAddr = event["source"].as_str().unwrap_or_default().parse()?;
-    ensure!(
-        event["listener"] == "web-0" && event["interface"] == "eth0" && source.ip() == client,
-        "the event tells another story: {event}"
-    );
-    ensure!(event["destination"] == family.vip_port(80).to_string(), "{event}");
-
-    let allow_other = format!("allow_sources = [\"{}\"]", family.lan(51));
-    lb.reload(&config(&lab, family, "web", &allow_other, ""))?;
-    let unlisted = traffic::try_curl(&lab.client, family.vip_port(80), "/")?;
-    ensure!(!unlisted.status.success(), "{client} is not allowed");
-    traffic::curl(&other, family.vip_port(80))?;
-    lb.reload(&config(&lab, family, "web", "", ""))?;
-    traffic::curl(&lab.client, family.vip_port(80)).map(drop)
-}
-
-/// Connections that the servers see as established to the echo service.
-fn established(lab: &Lab) -> Result<usize> {
-    let mut count = 0;
-    for backend in &lab.backends {
-        let sockets = backend.host.run("ss --no-header --tcp --numeric state established sport = :7")?;
-        count += sockets.success()?.stdout.lines().count();
     }
-    Ok(count)
+    Ok(())
 }
 
-/// The one backend of the echo service that has a flow.
-fn busy_backend(status: &Status) -> Result<String> {
-    let backends = status.set("echo")?["backends"].as_array().into_iter().flatten();
-    let busy: Vec<&Value> = backends.filter(|backend| backend["active_flows"] == 1).collect();
-    let [backend] = busy[..] else { bail!("expected one backend with a flow, found {busy:?}") };
-    Ok(backend["name"].as_str().unwrap_or_default().to_owned())
+/// The way from the VIP to the client is narrower than both of its ends know: the router says so to the VIP.
+#[test]
+fn a_small_link_on_the_clients_side_does_not_stop_a_download() -> Result<()> {
+    let mut lab = Lab::one_arm()?;
+    let client = lab.add_routed_client("routed")?;
+    lab.narrow_router(SMALL_MTU)?;
+    for family in Family::ALL {
+        let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+        let url = format!("/bytes/{DOWNLOAD_LEN}");
+        let target = family.vip_port(80);
+        lab.explained(|| {
+            let output = traffic::try_curl(&client, target, &url)?.success()?;
+            ensure!(output.stdout.len() >= DOWNLOAD_LEN, "only {} bytes arrived", output.stdout.len());
+            Ok(())
+        })?;
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
 }
 
-fn a_backend_taken_offline_has_its_connections_reset(family: Family) -> Result<()> {
-    connections_are_reset(family, "offline", "backend_offline")
-}
-
-fn a_drain_that_takes_too_long_ends_with_a_reset(family: Family) -> Result<()> {
-    connections_are_reset(family, "drain", "flow_cut")
-}
-
-fn connections_are_reset(family: Family, action: &str, reason: &str) -> Result<()> {
-    let lab = Lab::one_arm()?;
-    let config = config(&lab, family, "echo", "", "drain_timeout_s = 1");
-    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
-    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    session.echo(b"before")?;
-    let name = busy_backend(&lb.status()?)?;
-    Lb::command(&lab.balancer, &format!("{action} echo/{name}"))?.success()?;
-    wait::until("the connection to be reset", LONG, || match session.echo(b"?") {
-        Ok(()) => Ok(None),
-        Err(error) => {
-            let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            ensure!(io == Some(ErrorKind::ConnectionReset), "expected a RST, found {error:#}");
-            Ok(Some(()))
-        }
-    })?;
-    ensure!(number(&lb.status()?, "drops", reason) > 0, "no {reason} in {}", lb.status()?.0);
-    wait::until("the flow to be gone", LONG, || {
-        let flows = lb.status()?.backend("echo", &name)?["active_flows"].clone();
-        Ok((flows == 0).then_some(()))
-    })?;
-    Session::open(&lab.client, None, family.vip_port(7))?.echo(b"another backend serves")
-}
-
-fn both_ends_of_an_idle_connection_are_reset(family: Family) -> Result<()> {
-    let lab = Lab::one_arm()?;
-    let lines = "tcp_reset_on_idle = true\ntcp_idle_timeout_s = 10";
-    let lb = Lb::start_with_rotation(&lab.balancer, &config(&lab, family, "echo", lines, ""), 3)?;
-    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    session.echo(b"now silence")?;
-    ensure!(established(&lab)? == 1, "the server does not see the connection");
-    session.wait_for_reset(LONG)?;
-    wait::until("an answer of either end to be cut", PATIENCE, || {
-        Ok((number(&lb.status()?, "drops", "flow_cut") >= 2).then_some(()))
-    })
-}
-
-/// A UDP datagram from `source` to `target` in two fragments, the second first.
-fn fragments(source: SocketAddr, target: SocketAddr, payload: &[u8]) -> Result<[Vec<u8>; 2]> {
-    let (sport, dport) = (source.port(), target.port());
-    let header = match (source.ip(), target.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(target)) => {
-            let ip = Ipv4Header::new(0, 64, IpNumber::UDP, source.octets(), target.octets())?;
-            UdpHeader::with_ipv4_checksum(sport, dport, &ip, payload)?
-        }
-        (IpAddr::V6(source), IpAddr::V6(target)) => {
-            let (source, destination) = (source.octets(), target.octets());
-            let ip = Ipv6Header { source, destination, ..Ipv6Header::default() };
-            UdpHeader::with_ipv6_checksum(sport, dport, &ip, payload)?
-        }
-        _ => bail!("{source} and {target} are of different families"),
-    };
-    let datagram = [&header.to_bytes()[..], payload].concat();
-    let half = datagram.len() / 2 / 8 * 8;
-    let packet = |offset, more, part| fragment(source.ip(), target.ip(), offset, more, part);
-    Ok([packet(half, false, &datagram[half..])?, packet(0, true, &datagram[..half])?])
-}
-
-/// An IP packet with a part of a UDP datagram.
-fn fragment(source: IpAddr, target: IpAddr, offset: usize, more: bool, part: &[u8]) -> Result<Vec<u8>> {
-    const IDENTIFICATION: u16 = 0x4c42;
-    let offset = IpFragOffset::try_new((offset / 8) as u16)?;
-    let headers = match (source, target) {
-        (IpAddr::V4(source), IpAddr::V4(target)) => {
-            let length = part.len() as u16;
-            let mut ip = Ipv4Header::new(length, 64, IpNumber::UDP, source.octets(), target.octets())?;
-            (ip.identification, ip.more_fragments, ip.fragment_offset) = (IDENTIFICATION, more, offset);
-            ip.header_checksum = ip.calc_header_checksum();
-            ip.to_bytes().to_vec()
-        }
-        (IpAddr::V6(source), IpAddr::V6(target)) => {
-            let fragment = Ipv6FragmentHeader::new(IpNumber::UDP, offset, more, IDENTIFICATION.into());
-            let ip = Ipv6Header {
-                source: source.octets(),
-                destination: target.octets(),
-                next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
-                hop_limit: 64,
-                payload_length: (Ipv6FragmentHeader::LEN + part.len()) as u16,
-                ..Ipv6Header::default()
-            };
-            [&ip.to_bytes()[..], &fragment.to_bytes()].concat()
-        }
-        _ => bail!("{source} and {target} are of different families"),
-    };
-    Ok([&headers, part].concat())
-}
-
-fn fragments_arrive_whole_in_reverse_order(family: Family) -> Result<()> {
-    let lab = Lab::one_arm()?;
-    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
-    let target = family.vip_port(7);
-    lab.client.enter(|| {
-        let socket = UdpSocket::bind(SocketAddr::new(lab.client_address(family), 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        let payload = [b'x'; 1000];
-        let raw =
-            Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-        for fragment in fragments(socket.local_addr()?, target, &payload)? {
-            raw.send_to(&fragment, &SocketAddr::new(target.ip(), 0).into())?;
-        }
-        let mut answer = [0; 2000];
-        let (length, from) = socket.recv_from(&mut answer).context("no answer to the datagram")?;
-        ensure!(from == target && answer[..length].ends_with(&payload), "{from} answered something else");
-        Ok(())
-    })?;
-    let status = lb.status()?;
-    ensure!(number(&status, "notes", "fragment_held") == 1, "{}", status.0);
+/// The link to the backends is narrower than the client's: the balancer says so to the client.
+#[test]
+fn a_small_link_on_the_backends_side_is_told_to_the_client() -> Result<()> {
+    let lab = Lab::two_arm()?;
+    lab.balancer.run_all(&[&format!("ip link set eth1 mtu {SMALL_MTU}")])?;
+    for backend in &lab.backends {
+        backend.host.run_all(&[&format!("ip link set eth0 mtu {SMALL_MTU}")])?;
+    }
+    for family in Family::ALL {
+        let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+        let target = family.vip_port(7);
+        lab.explained(|| {
+            lab.client.enter(|| {
+                let socket = socket(target)?;
+                // The first is lost, and its sender learns why; the next ones come in fragments that fit.
+                let first = echo_datagram(&socket, target, BETWEEN_MTUS);
+                ensure!(first.is_err(), "a datagram passed through a link that is too small for it");
+                echo_datagram(&socket, target, BETWEEN_MTUS)
+            })?;
+            let route = lab.client.run(&format!("ip route get {}", family.vip()))?.success()?;
+            let mtu = format!("mtu {SMALL_MTU}");
+            ensure!(route.stdout.contains(&mtu), "expected {mtu:?}, found {:?}", route.stdout);
+            traffic::echo_tcp(&lab.client, target, DOWNLOAD_LEN).map(drop)
+        })?;
+        assert!(lb.status()?.listener("echo-0")?["drops"]["too_big"].as_u64() >= Some(1));
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
     Ok(())
 }
 
 #[test]
-fn snat_usage_is_told() -> Result<()> {
-    let family = Family::V4;
+fn the_vip_answers_ping_unless_told_otherwise() -> Result<()> {
     let lab = Lab::one_arm()?;
-    let one = Config { backends: vec![lab.backends[0].address(family)], ..Config::new(&lab, family) };
-    let text = one.to_string().replace("[lb]\n", "[lb]\nsnat_ports = \"30000-30003\"\n");
-    let lb = Lb::start_with_rotation(&lab.balancer, &text, 1)?;
-    let open = |_| Session::open(&lab.client, None, family.vip_port(7));
-    let _sessions: Vec<Session> = (0..3).map(open).collect::<Result<_>>()?;
-    let status = lb.status()?;
-    let used = status.0["snat"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let [snat] = used else { bail!("expected one destination, found {used:?}") };
-    let vip = family.vip().to_string();
-    ensure!(
-        snat["address"] == vip && snat["backend"] == "10.0.1.10:7" && snat["protocol"] == "tcp",
-        "{snat}"
-    );
-    ensure!(snat["in_use"] == 3 && snat["ports"] == 4, "{snat}");
-    let reason = status.0["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains("3 of 4 in use (75 %)"), "the reason says nothing of the ports: {reason}");
-    let metrics = lb.metrics()?;
-    let gauge = format!(
-        "lb_snat_ports_in_use{{backend_set=\"echo\",backend=\"10.0.1.10:7\",address=\"{vip}\",protocol=\"tcp\"}} 3\n"
-    );
-    ensure!(metrics.contains(&gauge), "no {gauge} in\n{metrics}");
+    for family in Family::ALL {
+        let config = Config::new(&lab, family).to_string();
+        let ping = format!("ping -n -c 3 -i 0.2 -W 1 {}", family.vip());
+        let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+        lab.client.run(&ping)?.success()?;
+        lb.stop()?;
+        let silent = config.replacen("[lb]\n", "[lb]\nicmp_echo = false\n", 1);
+        let lb = Lb::start_with_rotation(&lab.balancer, &silent, 3)?;
+        lab.client.run(&ping)?.exit_code(1)?;
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tracepath_reaches_the_vip() -> Result<()> {
+    let mut lab = Lab::one_arm()?;
+    let client = lab.add_routed_client("routed")?;
+    for family in Family::ALL {
+        let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+        let trace = client.run(&format!("tracepath -n -m 5 {}", family.vip()))?.success()?;
+        ensure!(trace.stdout.contains("reached"), "{}", trace.stdout);
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
+}
+
+/// A port of the VIP without listener is refused by the host, one whose server is gone by the backend; both at once.
+#[test]
+fn who_knocks_at_a_closed_port_is_told_at_once() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let closed = Service { name: "closed", protocol: "tcp_and_udp", port: 99, backend_port: 99 };
+    for family in Family::ALL {
+        let services = vec![Service::WEB, closed];
+        let config = Config { services, ..Config::new(&lab, family) };
+        let lb = Lb::start_with_rotation(&lab.balancer, &config.to_string(), 3)?;
+        for port in [99, 98] {
+            let target = family.vip_port(port);
+            let begin = Instant::now();
+            let refused = 7;
+            traffic::try_curl(&lab.client, target, "/")?.exit_code(refused)?;
+            let error = lab.client.enter(|| refused_datagram(target))?;
+            assert_eq!(error, ErrorKind::ConnectionRefused, "UDP port {port}");
+            assert!(begin.elapsed() < PATIENCE, "port {port} took {:?}", begin.elapsed());
+        }
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
+}
+
+/// What a connected socket learns of a datagram that nobody wants.
+fn refused_datagram(target: SocketAddr) -> Result<ErrorKind> {
+    let socket = socket(target)?;
+    socket.connect(target)?;
+    socket.send(b"anybody?")?;
+    match socket.recv(&mut [0; 16]) {
+        Ok(_) => bail!("somebody answered"),
+        Err(error) => Ok(error.kind()),
+    }
+}
+
+#[test]
+fn without_a_backend_clients_are_refused_where_asked_to() -> Result<()> {
+    let mut lab = Lab::one_arm()?;
+    for backend in &mut lab.backends {
+        backend.kill()?;
+    }
+    for family in Family::ALL {
+        let config = Config::new(&lab, family).to_string();
+        let config = config.replace("snat = \"always\"", "snat = \"always\"\nno_backend_action = \"reset\"");
+        let lb = Lb::start(&lab.balancer, &config)?;
+        let refused = 7;
+        traffic::try_curl(&lab.client, family.vip_port(80), "/")?.exit_code(refused)?;
+        let error = lab.client.enter(|| refused_datagram(family.vip_port(7)))?;
+        assert_eq!(error, ErrorKind::ConnectionRefused);
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
+}
+
+/// Opens `count` connections that stay, and says how many failed.
+fn failures(client: &Host, target: SocketAddr, count: usize) -> Result<(Vec<Session>, usize)> {
+    let mut open = Vec::new();
+    let mut failed = 0;
+    for _ in 0..count {
+        match Session::open(client, None, target) {
+            Ok(session) => open.push(session),
+            Err(_) => failed += 1,
+        }
+    }
+    Ok((open, failed))
+}
+
+/// 1,000 ports towards one backend: four in five can be taken without a failure, and nearly all with few.
+#[test]
+fn snat_ports_are_used_to_the_last() -> Result<()> {
+    fills_the_ports("20000-20999", |family| vec![family.vip()], [(800, 0), (150, 19)])
+}
+
+#[test]
+fn a_second_snat_address_doubles_the_ports() -> Result<()> {
+    fills_the_ports("30000-30999", |family| vec![family.vip(), family.lan(101)], [(1600, 0), (300, 38)])
+}
+
+/// Opens connections step by step, of which so many may fail, while all before them go on.
+fn fills_the_ports(
+    ports: &str,
+    addresses: impl Fn(Family) -> Vec<IpAddr>,
+    steps: [(usize, usize); 2],
+) -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let family = Family::V4;
+    let snat_addresses = addresses(family);
+    let backends = vec![lab.backends[0].address(family)];
+    let config = Config { snat_addresses, backends, ..Config::new(&lab, family) }.to_string();
+    let config = config.replacen("[lb]\n", &format!("[lb]\nsnat_ports = {ports:?}\n"), 1);
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, 1)?;
+    let mut sessions = Vec::new();
+    for (count, tolerated) in steps {
+        let (open, failed) = lab.explained(|| failures(&lab.client, family.vip_port(7), count))?;
+        assert!(failed <= tolerated, "{failed} of {count} connections failed");
+        sessions.extend(open);
+    }
+    wait::until("SNAT use in the status", PATIENCE, || {
+        let status = lb.status()?;
+        let uses = status.0["snat"].as_array().into_iter().flatten();
+        let in_use: u64 = uses.filter_map(|one| one["in_use"].as_u64()).sum();
+        Ok((in_use >= sessions.len() as u64).then_some(()))
+    })?;
+    sessions.iter_mut().try_for_each(|session| session.echo(b"still there?"))
+}
+
+/// Ranges of ports and every port, which keep their port at the backend.
+#[test]
+fn a_range_of_ports_keeps_each_port() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    for family in Family::ALL {
+        let config = Config { services: vec![Service::ECHO], ..Config::new(&lab, family) }.to_string();
+        for ports in ["ports = \"1-1000\"", "port = 0"] {
+            let snat = format!("[lb]\nsnat_addresses = [\"{}\"]\n", family.lan(101));
+            let config = config
+                .replacen("[lb]\n", &snat, 1)
+                .replacen("snat_addresses = []\n", "", 1)
+                .replacen("port = 7\nbackend_set", &format!("{ports}\nbackend_set"), 1)
+                .replace("port = 7\n", "port = 0\n");
+            let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+            traffic::echo_tcp(&lab.client, family.vip_port(7), DOWNLOAD_LEN)?;
+            traffic::echo_udp(&lab.client, family.vip_port(7), DOWNLOAD_LEN)?;
+            lb.stop()?;
+            Lb::detach(&lab.balancer)?;
+        }
+    }
     Ok(())
 }

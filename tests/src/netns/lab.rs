@@ -96,6 +96,8 @@ pub struct Lab {
     net: Net,
     lan: Bridge,
     other: Vec<Bridge>,
+    /// The router of [`Lab::add_routed_client`].
+    router: Option<Host>,
 }
 
 impl Lab {
@@ -117,7 +119,16 @@ impl Lab {
         let client = net.host("client")?;
         lan.plug(&client, "eth0", &cidr(LAN, CLIENT))?;
         let backends = Backend::all(&net, &lan)?;
-        Ok(Self { balancer, interfaces: &["eth0"], client, backends, net, lan, other: Vec::new() })
+        Ok(Self {
+            balancer,
+            interfaces: &["eth0"],
+            client,
+            backends,
+            net,
+            lan,
+            other: Vec::new(),
+            router: None,
+        })
     }
 
     /// Builds the two-arm topology and starts its servers.
@@ -132,7 +143,16 @@ impl Lab {
         client
             .run_all(&["ip route add 10.0.1.0/24 via 10.0.2.2", "ip route add fd00:1::/64 via fd00:2::2"])?;
         let backends = Backend::all(&net, &lan)?;
-        Ok(Self { balancer, interfaces: &["eth0", "eth1"], client, backends, net, lan, other: vec![wan] })
+        Ok(Self {
+            balancer,
+            interfaces: &["eth0", "eth1"],
+            client,
+            backends,
+            net,
+            lan,
+            other: vec![wan],
+            router: None,
+        })
     }
 
     /// Adds another client to the segment of the servers.
@@ -156,7 +176,17 @@ impl Lab {
         self.balancer
             .run_all(&["ip route add default via 10.0.1.1", "ip route add default via fd00:1::1"])?;
         self.other.push(far);
+        self.router = Some(router);
         Ok(client)
+    }
+
+    /// Makes the router's way to the client behind it take packets of `mtu` bytes at most; nobody else knows of it.
+    pub fn narrow_router(&self, mtu: usize) -> Result<()> {
+        let router = self.router.as_ref().context("there is no router yet")?;
+        router.run_all(&[
+            &format!("ip route add 10.0.3.50 dev eth1 mtu lock {mtu}"),
+            &format!("ip route add fd00:3::50 dev eth1 mtu lock {mtu}"),
+        ])
     }
 
     /// Makes the balancer the gateway of the servers, without which untranslated answers would pass it by.
