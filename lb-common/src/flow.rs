@@ -96,6 +96,8 @@ impl<A> Flow<A> {
 
     /// The controller has ended this TCP flow: its next packet is turned into a RST.
     pub const CUT: u8 = 1 << 0;
+    /// Beside [`Flow::CUT`]: the flow has idled out, so either end gets the RST itself when it sends.
+    pub const IDLE: u8 = 1 << 1;
 }
 
 impl<A: Address> Flow<A> {

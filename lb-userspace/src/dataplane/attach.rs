@@ -128,9 +128,9 @@ impl Dataplane {
     ///
     /// If a pin cannot be renamed or removed.
     pub fn settle(&mut self) -> Result<()> {
-        match (&mut self.journeys, &self.pins) {
-            (Some(journeys), Some(pins)) => journeys.settle(pins),
-            _ => Ok(()),
+        match &self.pins {
+            Some(pins) => self.journeys.settle(pins),
+            None => Ok(()),
         }
     }
 

@@ -251,10 +251,12 @@ where
             }
             Verdict::Reset if census.resets.len() >= 2 * limits.resets => Ok(Fate::Lives),
             verdict => {
+                let is_idle = verdict == Verdict::Reset;
+                let marks = Flow::<A>::CUT | if is_idle { Flow::<A>::IDLE } else { 0 };
                 for (key, half) in [(&key, &there), (&back_key, &back)] {
-                    mark(map, key, half, now)?;
+                    mark(map, key, half, marks, now)?;
                 }
-                if verdict == Verdict::Reset {
+                if is_idle {
                     census.resets.extend(ends(&key, &there));
                     census.resets.extend(ends(&back_key, &back));
                 }
@@ -265,12 +267,12 @@ where
 }
 
 /// Has the program turn the next packet of this half into a RST. From now on silence ends the flow.
-fn mark<A: Address>(map: BorrowedFd<'_>, key: &FlowKey<A>, half: &Flow<A>, now: Tick) -> Result<()>
+fn mark<A: Address>(map: BorrowedFd<'_>, key: &FlowKey<A>, half: &Flow<A>, marks: u8, now: Tick) -> Result<()>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let (flags, seen) = (half.flags | Flow::<A>::CUT, half.seen | Flow::<A>::RST);
+    let (flags, seen) = (half.flags | marks, half.seen | Flow::<A>::RST);
     sys::replace(map, key, &Flow { flags, seen, last_seen: now.ticks(), ..*half })?;
     Ok(())
 }

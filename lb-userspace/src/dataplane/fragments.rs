@@ -13,6 +13,7 @@ use lb_common::{FragmentPorts, HeldFragment};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
+use super::clock::Clock;
 use super::load::xdp_md;
 use super::records::{Records, Ring};
 use super::sys;
@@ -22,6 +23,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the waiting are looked at.
 const TICK: Duration = Duration::from_millis(1);
+
+/// How long ago the first of a datagram came at most that others wait for. An older one is of another datagram with the
+/// same identification: the program did not go by it, and would not when the fragment came round again.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Fragments that wait at once; more are lost, as they would be without anybody to hold them.
 const ROOM: usize = 1024;
@@ -35,16 +40,17 @@ pub struct FragmentHolder {
 /// What the program knows, and the program.
 struct Kernel {
     fragments: MapData,
+    clock: Clock,
     program: ProgramFd,
 }
 
 impl FragmentHolder {
-    pub(super) fn take(ebpf: &mut Ebpf, program: ProgramFd) -> Result<Self> {
+    pub(super) fn take(ebpf: &mut Ebpf, program: ProgramFd, clock: Clock) -> Result<Self> {
         let ring = Ring::take(ebpf, "held_fragments")?;
         let Some(Map::LruHashMap(fragments)) = ebpf.take_map("fragments") else {
             return Err(anyhow!("the eBPF object has no LRU hash map `fragments`"));
         };
-        Ok(Self { ring, kernel: Kernel { fragments, program } })
+        Ok(Self { ring, kernel: Kernel { fragments, clock, program } })
     }
 
     /// Takes fragments and hands them back, until it is dropped.
@@ -139,7 +145,8 @@ trait Ports {
 impl Ports for Kernel {
     fn knows(&self, fragment: &HeldFragment) -> bool {
         let known = sys::lookup::<_, FragmentPorts>(self.fragments.fd().as_fd(), &fragment.key);
-        known.is_ok_and(|ports| ports.is_some())
+        let Ok(Some(ports)) = known else { return false };
+        self.clock.now().is_ok_and(|now| now.since(ports.since) < FRESH)
     }
 
     fn hand_back(&self, fragment: &HeldFragment) {

@@ -41,16 +41,15 @@ pub(super) struct Journeys {
 }
 
 impl Journeys {
-    /// Loads the programs of an object into the kernel and fills the array. `None` if the object has no array.
-    pub(super) fn load(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<Option<Self>> {
-        let Some(map) = ebpf.take_map(JOURNEYS) else { return Ok(None) };
-        let Map::ProgramArray(map) = map else { bail!("the map `{JOURNEYS}` is not an array of programs") };
+    /// Loads the programs of an object into the kernel and fills the array.
+    pub(super) fn load(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<Self> {
+        let Some(Map::ProgramArray(map)) = ebpf.take_map(JOURNEYS) else {
+            bail!("the eBPF object has no array of programs `{JOURNEYS}`");
+        };
         let mut programs = Vec::new();
         for (index, name) in (0..).zip(PROGRAMS) {
-            if ebpf.program(name).is_some() {
-                let program = load_program(ebpf, name)?;
-                programs.push((index, program.info()?.id(), program.fd()?.try_clone()?));
-            }
+            let program = load_program(ebpf, name)?;
+            programs.push((index, program.info()?.id(), program.fd()?.try_clone()?));
         }
         let pin = match (pins, programs.first()) {
             (Some(pins), Some((_, id, _))) => Some(pin(&map, pins, *id)?),
@@ -62,7 +61,7 @@ impl Journeys {
                 .set(index, &program, 0)
                 .with_context(|| format!("cannot write program {index} into the map `{JOURNEYS}`"))?;
         }
-        Ok(Some(Self { _array: array, pin }))
+        Ok(Self { _array: array, pin })
     }
 
     /// Lets the array take the place of the one before: every interface runs the new entry program.

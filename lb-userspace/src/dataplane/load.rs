@@ -56,7 +56,7 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Whether state was taken over.
     pub origin: Origin,
-    pub(super) journeys: Option<Journeys>,
+    pub(super) journeys: Journeys,
     collector: Option<Collector>,
     fragments: Option<FragmentHolder>,
     events: Option<EventSource>,
@@ -101,7 +101,7 @@ impl Dataplane {
         let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
         let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
-        let fragments = Some(FragmentHolder::take(&mut ebpf, entry)?);
+        let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
         let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
         let collector = Some(Collector::new(v4?, v6?, clock));

@@ -154,6 +154,15 @@ impl Session {
         Ok(Self { stream, answer: Answer::parse(&greeting)? })
     }
 
+    /// Waits, without sending anything, for a RST from the other end.
+    pub fn wait_for_reset(&mut self, within: Duration) -> Result<()> {
+        self.stream.set_read_timeout(Some(within))?;
+        match self.stream.read(&mut [0; 1]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("expected a RST within {within:?}, found {other:?}"),
+        }
+    }
+
     /// Sends `data` and checks that exactly this comes back.
     pub fn echo(&mut self, data: &[u8]) -> Result<()> {
         let mut back = vec![0; data.len()];
