@@ -30,7 +30,10 @@ pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
     let Scratch { packet, key, .. } = F::scratch().ok_or(Stop::pass(Reason::OtherProtocol))?;
     parse::whole::<F>(frame, l3, packet)?;
     let unrelated = Stop::pass(Reason::IcmpUnrelated);
-    if packet.fragment.is_later() || !packet.is_sound {
+    if packet.fragment.is_later()
+        || !packet.is_sound
+        || packet.l4() + size_of::<Icmp>() > packet.l3() + usize::from(packet.length)
+    {
         return Err(unrelated);
     }
     let icmp: Icmp = *frame.at(packet.l4()).ok_or(unrelated)?;

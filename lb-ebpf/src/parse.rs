@@ -105,7 +105,7 @@ fn read_transport<A: Address>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> Opt
 /// Whether the frame has all bytes that the IP header promises.
 #[inline(always)]
 fn holds<A>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> bool {
-    frame.holds(l3 + usize::from(ip.length))
+    ip.length > ip.header_length && frame.holds(l3 + usize::from(ip.length))
 }
 
 #[inline(always)]
@@ -148,7 +148,9 @@ fn is_sound_udp(frame: &Frame, l4: usize, payload_length: u16, is_first_fragment
     match frame.at::<Udp>(l4) {
         Some(udp) => {
             let length = u16::from_be(udp.length);
-            length >= size_of::<Udp>() as u16 && (length <= payload_length || is_first_fragment)
+            length >= size_of::<Udp>() as u16
+                && payload_length >= size_of::<Udp>() as u16
+                && (length <= payload_length || is_first_fragment)
         }
         None => false,
     }

@@ -149,7 +149,7 @@ impl Host {
     }
 
     /// Path of its network namespace for other processes.
-    pub(super) fn net_path(&self) -> String {
+    pub fn net_path(&self) -> String {
         self.namespace.net_path().display().to_string()
     }
 }

@@ -24,6 +24,7 @@ mod process;
 pub mod traffic;
 mod visitors;
 pub mod wait;
+pub mod wire;
 mod xdp_pass;
 
 pub use checked::{Checked, document};

@@ -13,7 +13,11 @@ use super::Network;
 
 /// Moves the calling thread into a network namespace with the interfaces of `network.toml`. It stays there: to a
 /// case that needs loopback only, all namespaces are alike.
-pub(super) fn enter(network: &Network) -> Result<()> {
+///
+/// # Errors
+///
+/// Without root, or if the kernel has no `veth`.
+pub fn enter(network: &Network) -> Result<()> {
     static NAMESPACE: OnceLock<Result<File, String>> = OnceLock::new();
     let namespace = NAMESPACE.get_or_init(|| make(network).map_err(|error| format!("{error:#}")));
     let namespace = namespace.as_ref().map_err(|error| anyhow!("{error}"))?;

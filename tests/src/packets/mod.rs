@@ -19,7 +19,7 @@
 pub mod bench;
 pub mod case;
 pub mod counts;
-mod interfaces;
+pub mod interfaces;
 pub mod network;
 pub mod oracle;
 pub mod packet;
