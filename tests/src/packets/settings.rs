@@ -72,7 +72,11 @@ fn fill_in(table: &mut Table) {
     }
     let Some(Value::Table(sets)) = table.get_mut("backend_set") else { return };
     for set in sets.iter_mut().filter_map(|(_, set)| set.as_table_mut()) {
-        let check = Table::from_iter([("protocol".to_owned(), Value::from("tcp"))]);
+        // With a port, for backends that keep the one of the packet.
+        let check = Table::from_iter([
+            ("protocol".to_owned(), Value::from("tcp")),
+            ("port".to_owned(), Value::from(80)),
+        ]);
         set.entry("health_check").or_insert(check.into());
         let Some(Value::Array(backends)) = set.get_mut("backend") else { continue };
         for backend in backends.iter_mut().filter_map(Value::as_table_mut) {
