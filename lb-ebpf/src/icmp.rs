@@ -5,6 +5,8 @@
 //! restores the packet to what its sender had sent. 8 bytes of the inner transport header are enough (RFC 792); the
 //! checksum of an inner TCP header is set right where it is there.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::xdp_action::XDP_TX;
 use lb_common::{Address, Flow, FlowKey, PROTO_TCP, PROTO_UDP, Reason, Settings};
 
@@ -16,7 +18,7 @@ use crate::frame::Frame;
 use crate::maps::{BACKENDS, SETTINGS, Scratch, VIPS};
 use crate::parse::{self, Packet};
 use crate::stop::Stop;
-use crate::wire::{Icmp, Ports, Tcp, Udp};
+use crate::wire::{Icmp, Ports, Tcp, Udp, Word};
 
 /// TTL or hop limit of an echo reply (RFC 1700).
 const REPLY_TTL: u8 = 64;
@@ -148,14 +150,15 @@ fn rewrite_inner_transport<A: Address>(
         udp.checksum = checksum::apply_udp(old, flow.l4_difference);
         return Some(sum.word(old, udp.checksum));
     }
-    if inner.l4 + size_of::<Tcp>() > end {
+    let at = inner.l4 + offset_of!(Tcp, checksum);
+    if at + size_of::<Word>() > end {
         return Some(sum);
     }
-    match frame.at_mut::<Tcp>(inner.l4) {
-        Some(tcp) => {
-            let old = tcp.checksum;
-            tcp.checksum = checksum::apply(old, flow.l4_difference);
-            Some(sum.word(old, tcp.checksum))
+    match frame.at_mut::<Word>(at) {
+        Some(Word(tcp_checksum)) => {
+            let old = *tcp_checksum;
+            *tcp_checksum = checksum::apply(old, flow.l4_difference);
+            Some(sum.word(old, *tcp_checksum))
         }
         None => Some(sum),
     }

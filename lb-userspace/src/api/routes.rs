@@ -178,7 +178,7 @@ async fn diagnose_set(State(server): State<Server>, UrlPath(set): UrlPath<String
     ask(server, Question::Diagnose { set: Some(set) }).await
 }
 
-/// The last events of packets: samples of what was dropped
+/// The last events of packets
 #[utoipa::path(get, path = "/v1/events", responses((status = 200, body = Value)))]
 async fn events(State(server): State<Server>) -> Response {
     ask(server, Question::Events).await

@@ -22,15 +22,15 @@ impl Clock {
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
     }
 
-    pub(super) fn try_clone(&self) -> Result<Self> {
-        let program = self.program.try_clone().context("cannot keep the program `clock`")?;
-        Ok(Self { program, ticks_per_second: self.ticks_per_second })
-    }
-
     /// A clock for a process that has loaded no data plane.
     pub(super) fn alone() -> Result<Self> {
         let program = sys::load_clock().context("cannot load a program into the kernel")?;
         Ok(Self { program, ticks_per_second: ticks_per_second()? })
+    }
+
+    pub(super) fn try_clone(&self) -> Result<Self> {
+        let program = self.program.try_clone().context("cannot keep the program `clock`")?;
+        Ok(Self { program, ticks_per_second: self.ticks_per_second })
     }
 
     /// Whether the kernel runs its program as machine code.

@@ -10,9 +10,9 @@
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
+//! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `records` | takes what the program hands over by ring buffers |
 //! | `fragments` | holds fragments that came before the first of their datagram |
-//! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `clock` | the kernel's ticks |
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 

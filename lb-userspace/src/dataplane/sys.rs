@@ -132,40 +132,6 @@ pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(unsafe { attr.test.retval })
 }
 
-/// Runs an XDP program on a frame as if it had come in through the interface that the context (`struct xdp_md`) names, and
-/// does with the frame what the program says (BPF_F_TEST_XDP_LIVE_FRAMES, kernel 5.18).
-pub(super) fn inject(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<()> {
-    // SAFETY: all-zero is a valid `bpf_attr`.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-    attr.test.prog_fd = program.as_raw_fd() as u32;
-    attr.test.data_in = frame.as_ptr() as u64;
-    attr.test.data_size_in = frame.len() as u32;
-    attr.test.ctx_in = context.as_ptr() as u64;
-    attr.test.ctx_size_in = context.len() as u32;
-    attr.test.repeat = 1;
-    attr.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
-    attr.test.batch_size = 1;
-    // SAFETY: the kernel reads as many bytes of frame and context as their sizes say, and writes back nothing but
-    // `attr`.
-    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
-    Ok(())
-}
-
-/// Waits for a ring buffer to have something to read, within a runtime.
-pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: a ring buffer owns its descriptor, always the same one, and closes it when it is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
-}
-
-/// The value that bytes of the kernel hold; `None` if there are too few of them.
-pub(super) fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
-    if bytes.len() < size_of::<T>() {
-        return None;
-    }
-    // SAFETY: there are enough bytes, `Pod` types are valid for all of them, and the read asks for no alignment.
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
-}
-
 /// A program whose verdict is the kernel's tick counter (jiffies), its low 32 bits: the program `clock` of the object,
 /// for a process that does not load the object (bpf_jiffies64: kernel 5.6).
 pub(super) fn load_clock() -> io::Result<OwnedFd> {
@@ -198,6 +164,39 @@ pub(super) fn is_compiled(program: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: the kernel fills at most `info_len` bytes of `info`, which asks for no array.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info.jited_prog_len > 0)
+}
+
+/// Runs an XDP program on a frame as if it had come in through the interface that the context (`struct xdp_md`) names, and
+/// does with the frame what the program says (BPF_F_TEST_XDP_LIVE_FRAMES, kernel 5.18).
+pub(super) fn inject(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.ctx_in = context.as_ptr() as u64;
+    attr.test.ctx_size_in = context.len() as u32;
+    attr.test.repeat = 1;
+    attr.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+    attr.test.batch_size = 1;
+    // SAFETY: the kernel reads as many bytes of frame and context as their sizes say, and writes back nothing but
+    // `attr`.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
+}
+
+/// Waits for a ring buffer to have something to read, within a runtime.
+pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: a ring buffer owns its descriptor, always the same one, and closes it when it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
+
+/// The value that bytes of the kernel hold; `None` if there are too few of them.
+pub(super) fn record<T: Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, `Pod` types are valid for all of them, and the read asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// What the command returns: a descriptor, or 0.

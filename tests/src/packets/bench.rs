@@ -123,6 +123,24 @@ impl Bench {
         self.plane.held()
     }
 
+    /// How many flows that have not proved themselves each CPU has room for.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be found.
+    pub fn half_open_room(&mut self) -> Result<u32> {
+        self.plane.half_open_room()
+    }
+
+    /// Fills the connection maps up to where so many flows more fit.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn fill(&mut self, flows_more: u32) -> Result<()> {
+        self.plane.fill(flows_more)
+    }
+
     /// Marks all TCP flows as ended by the controller.
     ///
     /// # Errors

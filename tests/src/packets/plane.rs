@@ -120,6 +120,17 @@ impl Loaded {
         self.change_rates(|rate| RateWindow { second: rate.second.saturating_sub(time.as_secs()), ..rate })
     }
 
+    /// How many flows that have not proved themselves each CPU has room for.
+    pub(super) fn half_open_room(&mut self) -> Result<u32> {
+        Ok(self.map("half_open_v4")?.info()?.max_entries())
+    }
+
+    /// Fills both connection maps up to where so many flows more fit.
+    pub(super) fn fill(&mut self, flows_more: u32) -> Result<()> {
+        fill::<Addr4>(self.map("connections_v4")?, flows_more)?;
+        fill::<Addr6>(self.map("connections_v6")?, flows_more)
+    }
+
     /// Marks all TCP flows as ended by the controller.
     pub(super) fn cut(&mut self) -> Result<()> {
         change::<Addr4>(self.map("connections_v4")?, cut)?;
@@ -207,6 +218,32 @@ where
     Ok(())
 }
 
+/// Protocol of entries that stand for flows of others.
+const FILLING: u8 = 255;
+
+fn fill<A>(map: MapData, flows_more: u32) -> Result<()>
+where
+    A: Default,
+    FlowKey<A>: aya::Pod + Default,
+    Flow<A>: aya::Pod + Default,
+{
+    let entries = map.info()?.max_entries();
+    let mut map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
+    let taken = u32::try_from(map.keys().count())?;
+    for number in 0..entries.saturating_sub(taken + 2 * flows_more) {
+        let [a, b, c, d] = number.to_be_bytes().map(u16::from);
+        let ports = (a << 8 | b, c << 8 | d);
+        let key = FlowKey {
+            source_port: ports.0,
+            destination_port: ports.1,
+            protocol: FILLING,
+            ..FlowKey::default()
+        };
+        map.insert(key, Flow::default(), 0)?;
+    }
+    Ok(())
+}
+
 const fn older<A>(half: &mut Flow<A>, ticks: u32) {
     half.created = half.created.wrapping_sub(ticks);
     half.last_seen = half.last_seen.wrapping_sub(ticks);
@@ -245,5 +282,5 @@ where
         is_to_backend: flow.direction == Flow::<A>::TO_BACKEND,
     };
     let entries = hash_map::<FlowKey<A>, Flow<A>>(map)?.iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(entries.into_iter().map(half).collect())
+    Ok(entries.into_iter().filter(|(key, _)| key.protocol != FILLING).map(half).collect())
 }

@@ -72,10 +72,9 @@ fn fill_in(table: &mut Table) {
     }
     let Some(Value::Table(sets)) = table.get_mut("backend_set") else { return };
     for set in sets.iter_mut().filter_map(|(_, set)| set.as_table_mut()) {
-        // With a port, for backends that keep the one of the packet.
         let check = Table::from_iter([
             ("protocol".to_owned(), Value::from("tcp")),
-            ("port".to_owned(), Value::from(80)),
+            ("port".to_owned(), Value::from(1)),
         ]);
         set.entry("health_check").or_insert(check.into());
         let Some(Value::Array(backends)) = set.get_mut("backend") else { continue };

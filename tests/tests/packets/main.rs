@@ -7,6 +7,7 @@
 
 mod budget;
 mod checksums;
+mod flood;
 mod fuzz;
 mod harness;
 mod ids;
@@ -68,6 +69,7 @@ fn trials() -> Result<Vec<Trial>> {
     }
     trials.extend(budget::trials());
     trials.extend(checksums::trials());
+    trials.extend(flood::trials());
     trials.extend(fuzz::trials());
     trials.extend(harness::trials());
     trials.extend(ids::trials());

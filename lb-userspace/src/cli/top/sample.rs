@@ -176,7 +176,11 @@ const fn counts(packets: u64, bytes: u64, new_flows: u64) -> [u64; 3] {
 }
 
 fn where_it_listens(listener: &ListenerStatus) -> String {
-    let port = if listener.port == 0 { "*".to_owned() } else { listener.port.to_string() };
+    let port = match listener.ports.split_once('-') {
+        _ if listener.port == 0 => "*",
+        Some((first, last)) if first == last => first,
+        _ => &listener.ports,
+    };
     match listener.address.is_ipv4() {
         true => format!("{}:{port} {}", listener.address, listener.protocol),
         false => format!("[{}]:{port} {}", listener.address, listener.protocol),

@@ -127,8 +127,8 @@ fn draw_snat(frame: &mut Frame<'_>, area: Rect, history: &History) {
         .into_iter()
         .map(|(snat, share)| {
             let text = format!(
-                "{} -> {}/{} {} of {} ({share:.1} %)",
-                snat.address, snat.backend_set, snat.backend, snat.in_use, snat.ports
+                "{} -> {}/{} {} {} of {} ({share:.1} %)",
+                snat.address, snat.backend_set, snat.backend, snat.protocol, snat.in_use, snat.ports
             );
             if share < 75.0 { Line::from(text) } else { Line::from(text).yellow() }
         })
@@ -200,7 +200,7 @@ mod tests {
         };
         let listener = json!({
             "name": "web", "address": "10.0.1.100", "port": 80, "protocol": "tcp", "backend_set": "web",
-            "status": "WARNING", "reason": "", "drops": {},
+            "status": "WARNING", "reason": "", "drops": {}, "ports": "80-80", "passes": {}, "notes": {},
         });
         let set = json!({
             "name": "web", "status": "WARNING", "reason": "1 of 2", "total": 2, "ok": 1, "warning": [],
@@ -208,7 +208,8 @@ mod tests {
             "backends": [backend("a", 4, "OK", "ACTIVE"), backend("b", 2, "CRITICAL", "DOWN")],
         });
         let snat = json!([{
-            "address": "10.0.1.100", "backend_set": "web", "backend": "a", "in_use": 51609, "protocol": "tcp", "ports": 64512,
+            "address": "10.0.1.100", "backend_set": "web", "backend": "a", "protocol": "tcp", "in_use": 51609,
+            "ports": 64512,
         }]);
         let status = json!({
             "version": 1, "instance": "lb", "status": "WARNING", "reason": "set web is WARNING",
@@ -216,6 +217,7 @@ mod tests {
             "interfaces": [{"name": "eth0", "mode": "native", "program_id": 7}],
             "listeners": [counts(1, listener)],
             "backend_sets": [set], "drops": {"no_backend": packets / 50, "malformed": 0}, "snat": snat,
+            "passes": {}, "notes": {},
         });
         Sample { taken, status: serde_json::from_value(status).unwrap() }
     }

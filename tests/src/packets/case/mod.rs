@@ -88,6 +88,8 @@ pub struct Step {
     pub generic: Vec<String>,
     /// Whether the controller ends all TCP flows: their next packets are turned into RSTs.
     pub cut: bool,
+    /// The connection maps are full but for so many flows.
+    pub room_for: Option<u32>,
     /// Seconds that pass; afterwards idle flows are collected.
     pub wait_s: Option<u64>,
     /// Whether the controller is killed and started again.

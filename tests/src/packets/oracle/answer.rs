@@ -96,7 +96,7 @@ impl Dissected<'_> {
         Ok(made.corrected_outside())
     }
 
-    /// The reply to an echo request: the same message, to whom it came from.
+    /// The reply to an echo request: the same message, to whom it came from. Checksums that were wrong stay so.
     ///
     /// # Errors
     ///
@@ -114,8 +114,8 @@ impl Dissected<'_> {
         let (at, length) = if self.src.is_ipv4() { (self.l3 + 12, 4) } else { (self.l3 + 8, 16) };
         let (src, dst) = frame[at..at + 2 * length].split_at_mut(length);
         src.swap_with_slice(dst);
-        let turned = Dissected { frame: &frame, src: self.dst, dst: self.src, ..*self };
-        Ok(turned.corrected_outside())
+        self.write_checksums(&mut frame, (self.dst, self.src), self.ip_checksum(), self.transport_checksum());
+        Ok(frame)
     }
 
     /// The same frame with right checksums, whatever an ICMP error carries.
@@ -126,7 +126,7 @@ impl Dissected<'_> {
     }
 
     fn tcp(&self) -> Result<TcpHeaderSlice<'_>> {
-        anyhow::ensure!(self.protocol == 6, "only TCP is answered with a RST");
+        anyhow::ensure!(self.protocol == 6 && self.has_ports(), "only TCP is answered with a RST");
         TcpHeaderSlice::from_slice(self.payload()).context("no TCP header")
     }
 

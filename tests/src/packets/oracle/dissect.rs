@@ -90,8 +90,8 @@ impl<'a> Dissected<'a> {
         ensure!(is_error, "it is no ICMP error");
         let l3 = self.l4 + ICMP_HEADER;
         let ip = ip(&self.frame[l3..self.l3_end])?;
-        let end = self.l3_end.min(l3 + ip.length.max(ip.header_length));
-        let packet = Self::from_ip(self.frame, l3, end, &ip)?;
+        // Whatever the packet says of its length: what counts is how much of it the error carries.
+        let packet = Self::from_ip(self.frame, l3, self.l3_end, &ip)?;
         ensure!(packet.has_ports(), "it is about a packet without ports");
         Ok(packet)
     }
@@ -203,7 +203,8 @@ impl<'a> Dissected<'a> {
         match rest {
             [_, _, _, _, high, low, ..] if self.is_udp() => {
                 let length = usize::from(u16::from_be_bytes([*high, *low]));
-                &rest[..length.min(rest.len())]
+                // An impossible length, as a packet in an ICMP error may have, says nothing.
+                if length < ICMP_HEADER { rest } else { &rest[..length.min(rest.len())] }
             }
             _ => rest,
         }

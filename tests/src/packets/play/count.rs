@@ -56,12 +56,9 @@ impl<'a> Player<'a> {
         }
         if traffic.direction == "to_backend" {
             require_fit_source(config, before.protocol, (src, dst), to.src)?;
-            let seen = if out.to.is_some() {
-                (before.protocol, src, backend)
-            } else {
-                (before.protocol, to.src, to.dst)
-            };
-            self.require_unique((before.protocol, src, dst), seen)?;
+            if out.to.is_none() {
+                self.require_unique((before.protocol, src, dst), (before.protocol, to.src, to.dst))?;
+            }
         }
         Ok(counts)
     }

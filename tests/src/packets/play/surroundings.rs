@@ -44,6 +44,9 @@ impl Player<'_> {
         if step.restart {
             self.bench.restart()?;
         }
+        if let Some(flows) = step.room_for {
+            self.bench.fill(flows)?;
+        }
         if step.cut {
             self.bench.cut()?;
         }

@@ -1,0 +1,119 @@
+//! Floods: no number of flows that never prove that their client exists takes anything from those that have.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lb_tests::packets::Family;
+use lb_tests::packets::case::Packet;
+use lb_tests::packets::network::Mac;
+use libtest_mimic::Trial;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, ONE_BACKEND, tcp, udp};
+use crate::trial_for_each_family;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials =
+        trial_for_each_family("flood", "SYNs without end evict SYNs alone, the oldest first", syns);
+    trials.extend(trial_for_each_family(
+        "flood",
+        "datagrams without end evict no flow that was answered or spoke twice",
+        datagrams,
+    ));
+    trials
+}
+
+/// Flows that prove themselves before the flood.
+const HONEST: u16 = 100;
+
+/// Flows of the flood beyond what there is room for.
+const TOO_MANY: u32 = 500;
+
+/// What is left to the collector of flows, and not evicted, in seconds.
+const COLLECTED_AFTER: Duration = Duration::from_secs(7);
+
+fn syns(family: Family) -> Result<()> {
+    let promote = |lab: &mut Lab, number| {
+        for flags in ["S", "A"] {
+            let frame = lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", flags))?;
+            lab.through(&frame)?;
+        }
+        Ok(())
+    };
+    let go_on = |number| tcp(format!("client:{}", 1024 + number), "vip:80", "A");
+    flood(family, promote, go_on, |source| tcp(source, "vip:80", "S"))
+}
+
+fn datagrams(family: Family) -> Result<()> {
+    let promote = |lab: &mut Lab, number: u16| {
+        let request = lab.frame(&udp(format!("client:{}", 1024 + number), "vip:80", "x"))?;
+        let out = lab.send(&request)?;
+        let proof = if number.is_multiple_of(2) { request } else { lab.answer_to(&out.frame, "")? };
+        lab.through(&proof)?;
+        Ok(())
+    };
+    let go_on = |number| udp(format!("client:{}", 1024 + number), "vip:80", "x");
+    flood(family, promote, go_on, |source| udp(source, "vip:80", "x"))
+}
+
+/// Opens honest flows, then others until there is no room; all of these get through, at the cost of the oldest of
+/// them, and the honest ones go on.
+fn flood(
+    family: Family,
+    promote: impl Fn(&mut Lab, u16) -> Result<()>,
+    go_on: impl Fn(u16) -> Packet,
+    attack: impl Fn(String) -> Packet,
+) -> Result<()> {
+    // Each CPU has room of its own.
+    let mut cpu = CpuSet::new();
+    cpu.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu)?;
+    let mut lab = Lab::new(ONE_BACKEND, "backend_set.web.snat = \"never\"", family)?;
+    for number in 0..HONEST {
+        promote(&mut lab, number)?;
+    }
+    let attacks = lab.bench.half_open_room()? + TOO_MANY;
+    let (begin, before) = (Instant::now(), lab.bench.counts()?);
+    for number in 0..attacks {
+        let frame = lab.frame(&from_anywhere(&attack, number, family))?;
+        lab.through(&frame)?;
+    }
+    let moved = lab.bench.counts()?.since(&before);
+    let (opened, evicted) = (moved.sum("listener web", "new_flows"), moved.sum("notes", "half_open_evicted"));
+    ensure!(
+        opened == u64::from(attacks) && (evicted == u64::from(TOO_MANY) || begin.elapsed() > COLLECTED_AFTER),
+        "expected {attacks} flows to open and {TOO_MANY} to be evicted, found {opened} and {evicted}"
+    );
+    for number in 0..HONEST {
+        let frame = lab.frame(&go_on(number))?;
+        lab.through(&frame)?;
+    }
+    let honest_again = lab.bench.counts()?.since(&before).sum("listener web", "new_flows") - opened;
+    ensure!(honest_again == 0, "{honest_again} of {HONEST} honest flows were lost in the flood");
+    if evicted == u64::from(TOO_MANY) {
+        for (number, is_new) in [(0, 1), (TOO_MANY - 1, 1), (attacks - 1, 0)] {
+            let before = lab.bench.counts()?;
+            let frame = lab.frame(&from_anywhere(&attack, number, family))?;
+            lab.through(&frame)?;
+            let opened = lab.bench.counts()?.since(&before).sum("listener web", "new_flows");
+            ensure!(
+                opened == is_new,
+                "expected {is_new} new flows for number {number} again, found {opened}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A packet of the flood: each from another source.
+fn from_anywhere(attack: impl Fn(String) -> Packet, number: u32, family: Family) -> Packet {
+    let [_, a, b, c] = number.to_be_bytes();
+    let address: IpAddr = match family {
+        Family::V4 => Ipv4Addr::new(198, 18, a, b).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, a.into(), b.into()).into(),
+    };
+    let source = SocketAddr::new(address, 1024 + u16::from(c)).to_string();
+    Packet { src_mac: Some(Mac([2, 0, 0, 0, 1, 1])), ..attack(source) }
+}
