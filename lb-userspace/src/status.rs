@@ -29,8 +29,10 @@ pub struct Status {
     /// Dropped packets by reason, those without a listener included.
     pub drops: BTreeMap<String, u64>,
     /// Packets left to the kernel, by reason.
+    #[serde(default)]
     pub passes: BTreeMap<String, u64>,
     /// What else happened to packets.
+    #[serde(default)]
     pub notes: BTreeMap<String, u64>,
     /// SNAT ports in use, towards each backend.
     pub snat: Vec<SnatStatus>,
@@ -71,6 +73,7 @@ pub struct ListenerStatus {
     /// Its port; 0 for every port, the first of a range.
     pub port: u16,
     /// First and last port: `80-80`, `8000-8100`.
+    #[serde(default)]
     pub ports: String,
     /// `tcp`, `udp` or `tcp_and_udp`.
     pub protocol: String,
@@ -91,8 +94,10 @@ pub struct ListenerStatus {
     /// Dropped packets by reason; those that occurred.
     pub drops: BTreeMap<String, u64>,
     /// Packets left to the kernel, by reason; those that occurred.
+    #[serde(default)]
     pub passes: BTreeMap<String, u64>,
     /// What else happened to packets; what occurred.
+    #[serde(default)]
     pub notes: BTreeMap<String, u64>,
 }
 
