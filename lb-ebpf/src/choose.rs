@@ -45,7 +45,7 @@ pub(crate) fn choose<'a, F: Family>(
     };
     let drop = |reason| Stop::drop(reason, listener.id);
     // Port 0 is reserved (RFC 6335, 6): nobody could answer it.
-    if !packet.is_sound || key.source_port == 0 {
+    if !packet.is_sound || key.source_port == 0 || key.destination_port == 0 {
         return Err(drop(Reason::Malformed));
     }
     // The first fragment opened a flow, or would have been dropped itself.

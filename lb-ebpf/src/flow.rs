@@ -105,7 +105,8 @@ pub(crate) fn find<'a, F: Family>(
         (backend.next_hop, backend.mtu)
     } else {
         if flow.flags & Flow::<F::Addr>::CUT != 0 {
-            return Err(Stop::answer(Reason::FlowCut, flow.listener, Stop::CUT));
+            let answer = if flow.flags & Flow::<F::Addr>::IDLE != 0 { Stop::RESET } else { Stop::CUT };
+            return Err(Stop::answer(Reason::FlowCut, flow.listener, answer));
         }
         (flow.client, flow.mtu)
     };

@@ -243,7 +243,9 @@ fn end<F: Family>(ctx: &XdpContext, packet: Option<&Packet<F::Addr>>, stop: Stop
         debug!(ctx, "dropped, reason {}", stop.reason);
         event::sample(&Frame::new(ctx.ctx), packet, stop);
     }
-    if stop.answer == Stop::NOTHING || answer::request(stop).is_none() {
+    // A later fragment has no header that an answer could refer to.
+    let is_later = packet.is_some_and(|packet| packet.fragment.is_later());
+    if stop.answer == Stop::NOTHING || is_later || answer::request(stop).is_none() {
         return stop.action;
     }
     match stop.answer {
