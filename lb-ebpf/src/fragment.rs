@@ -1,13 +1,15 @@
 //! Fragments follow the first one, which alone has ports. Until it comes, later ones wait in user space: the program
 //! cannot keep a frame, so it hands a copy over and gets it back by BPF_PROG_TEST_RUN.
 
+use core::hint::black_box;
+
 use aya_ebpf::helpers::bpf_xdp_load_bytes;
 use lb_common::fragment::HELD_FRAME;
 use lb_common::{Address, FragmentKey, FragmentPorts, Reason};
 
 use crate::clock::now;
 use crate::count;
-use crate::frame::Frame;
+use crate::frame::{Frame, L3};
 use crate::maps::{FRAGMENTS, HELD_FRAGMENTS, TICKS_PER_SECOND, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
@@ -71,8 +73,14 @@ fn key_of<A: Address>(packet: &Packet<A>) -> FragmentKey {
 /// Copies the frame for user space.
 #[inline(always)]
 fn hold(frame: &Frame, key: &FragmentKey) -> Option<()> {
-    let length = frame.length() as usize;
-    if length == 0 || length > HELD_FRAME {
+    // Opaque, and each bound by itself: Linux 6.1 wants to see both on the very register that the helper gets, and the
+    // compiler would make one comparison of them, on another.
+    let length = black_box(frame.length() as usize);
+    if length > HELD_FRAME {
+        return None;
+    }
+    let length = black_box(length);
+    if length < L3 {
         return None;
     }
     let mut entry = HELD_FRAGMENTS.reserve(0)?;
