@@ -13,6 +13,7 @@ use crate::setup::{self, Group};
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         Some((part, rest)) if part == "checks" => checks(rest),
+        Some((part, rest)) if part == "flows" => flows(rest),
         _ => packets(arguments),
     }
 }
@@ -34,5 +35,14 @@ fn checks(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build])?;
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
+    command::hand_over(cargo.args(arguments))
+}
+
+/// Runs the example `flow_load` of lb-userspace, optimised: the collector over millions of flows.
+fn flows(arguments: &[String]) -> Result<()> {
+    setup::require_root("bench", "loads programs into the kernel")?;
+    setup::ensure(&[Group::Build])?;
+    let mut cargo = cargo();
+    cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "flow_load", "--"]);
     command::hand_over(cargo.args(arguments))
 }
