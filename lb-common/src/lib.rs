@@ -43,8 +43,8 @@ pub const MAX_LISTENERS: u32 = 4_096;
 /// Entries in the map `listeners`: a `tcp_and_udp` listener takes two.
 pub const MAX_LISTENER_KEYS: u32 = 2 * MAX_LISTENERS;
 
-/// Entries in the map `vips`.
-pub const MAX_VIPS: u32 = MAX_LISTENERS;
+/// Entries in the map `vips`: an address for each listener, and the SNAT addresses of both families.
+pub const MAX_VIPS: u32 = MAX_LISTENERS + 2 * MAX_SNAT_ADDRESSES;
 
 /// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
 pub const MAX_STRAYS: u32 = 16_384;

@@ -40,11 +40,12 @@ pub(crate) fn reset<F: Family>(frame: &mut Frame) -> Option<u32> {
     parse::whole::<F>(frame, l3, packet).ok()?;
     // SAFETY: as in `request`.
     let [answer, _, counters, _] = unsafe { *ANSWER.get_ptr_mut(0)? };
+    let verdict = match answer {
+        Stop::CUT => cut::<F>(frame, packet)?,
+        _ => refuse::<F>(frame, packet)?,
+    };
     count::reason(Reason::Answered as u32, counters);
-    match answer {
-        Stop::CUT => cut::<F>(frame, packet),
-        _ => refuse::<F>(frame, packet),
-    }
+    Some(verdict)
 }
 
 /// Turns the packet into an ICMP error. `None` if that is not possible; the packet is then dropped.

@@ -14,7 +14,7 @@ use lb_tests::netns::{Config, Family, Host, Lab, Lb};
 /// SYNs of the flood; `LB_FLOOD_SYNS` makes it longer.
 const SYNS: usize = 400_000;
 /// Connections that are there before.
-const ESTABLISHED: usize = 300;
+const ESTABLISHED: usize = 1000;
 /// Connections that honest clients try meanwhile, at least.
 const HONEST: usize = 40;
 
