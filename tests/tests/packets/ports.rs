@@ -8,11 +8,17 @@ use crate::lab::{Lab, ONE_BACKEND, tcp};
 use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trial_for_each_family(
+    let mut trials = trial_for_each_family(
         "ports",
         "no flow fails while 80 % of the ports are taken, and 2 % at 95 %",
         occupancy,
-    )
+    );
+    trials.extend(trial_for_each_family(
+        "ports",
+        "100,000 short flows pass through 1,000 ports, 800 at a time",
+        many_short_flows,
+    ));
+    trials
 }
 
 const RANGE: u16 = 1000;
@@ -33,6 +39,15 @@ fn occupancy(family: Family) -> Result<()> {
     Ok(())
 }
 
+/// Each port is used again a hundred times, and never while its last flow may still be known.
+fn many_short_flows(family: Family) -> Result<()> {
+    let short = RANGE / 10 * 8;
+    let rounds = u16::try_from(scaled(100_000)?.div_ceil(u64::from(short)))?;
+    let failures = churn(family, 0, short, rounds)?;
+    ensure!(failures == 0.0, "{:.3} % of the flows failed", 100.0 * failures);
+    Ok(())
+}
+
 /// The share of short flows that found no port.
 fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64> {
     let changes = format!(
@@ -49,7 +64,7 @@ fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64
     let mut failures = 0;
     for round in 0..rounds {
         for number in 0..short {
-            let port = 4096 + round * short + number;
+            let port = 4096 + (u32::from(round) * u32::from(short) + u32::from(number)) % 60_000;
             for flags in ["S", "R"] {
                 let frame = lab.frame(&tcp(format!("client2:{port}"), "vip:80", flags))?;
                 let verdict = lab.send(&frame)?.verdict;
@@ -62,5 +77,5 @@ fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64
         let alive = census.by_listener.values().sum::<u64>();
         ensure!(alive == u64::from(long_lived), "expected {long_lived} flows to live, found {alive}");
     }
-    Ok(f64::from(failures) / f64::from(short * rounds))
+    Ok(f64::from(failures) / f64::from(u32::from(short) * u32::from(rounds)))
 }
