@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
+use lb_common::listener::Vip;
 use lb_common::{
     Backend, Counters, Listener, ListenerKey, MaglevTable, NextHop, PROTO_TCP, PROTO_UDP, Settings,
 };
@@ -91,6 +92,7 @@ impl Balancer {
 fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
     let set = family as u32;
     let listener = Listener { id: set, set, ..Listener::default() };
+    dataplane.maps.set_vip(&family.vip().ip().into(), Vip::LISTENS)?;
     for protocol in [PROTO_TCP, PROTO_UDP] {
         let vip = family.vip();
         let key = ListenerKey { address: vip.ip().into(), port: vip.port(), protocol, _pad: 0 };
