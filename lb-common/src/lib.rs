@@ -11,6 +11,7 @@
 pub mod addr;
 pub mod backend;
 pub mod counters;
+pub mod explain;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
@@ -22,6 +23,7 @@ pub mod settings;
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
 pub use counters::{Counters, Traffic};
+pub use explain::Explanation;
 pub use flow::{Flow, FlowKey, HalfOpen};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;

@@ -33,6 +33,11 @@ macro_rules! reasons {
                 match self { $(Reason::$variant => stringify!($field),)+ }
             }
 
+            /// It in a few words.
+            pub const fn text(self) -> &'static str {
+                match self { $(Reason::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
             /// What happened to the packet.
             pub const fn kind(self) -> Kind {
                 match self { $(Reason::$variant => Kind::$kind,)+ }

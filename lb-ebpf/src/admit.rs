@@ -6,25 +6,14 @@ use lb_common::{Address, Listener, RateWindow, Reason, SourceKey};
 use crate::atomic;
 use crate::clock::second;
 use crate::maps::{NEW_FLOW_RATES, SOURCE_RULES};
+use crate::stop::Stop;
 
-/// Says why a source must not open a flow through a listener. `key` is scratch memory.
+/// Whether a source must not open flows through a listener. `key` is scratch memory.
 #[inline(always)]
-pub(crate) fn refusal<A: Address>(
-    source: A,
-    listener: &Listener,
-    key: &mut Key<SourceKey>,
-) -> Option<Reason> {
-    if listener.flags & Listener::SOURCE_RULES != 0 && is_denied(source, listener, key) {
-        return Some(Reason::SourceDenied);
+pub(crate) fn is_denied<A: Address>(source: A, listener: &Listener, key: &mut Key<SourceKey>) -> bool {
+    if listener.flags & Listener::SOURCE_RULES == 0 {
+        return false;
     }
-    if listener.max_new_flows_per_s != 0 && is_over_limit(listener) {
-        return Some(Reason::RateLimited);
-    }
-    None
-}
-
-#[inline(always)]
-fn is_denied<A: Address>(source: A, listener: &Listener, key: &mut Key<SourceKey>) -> bool {
     *key = Key::new(
         SourceKey::BITS_BEFORE_ADDRESS + 128,
         SourceKey { listener: listener.id, address: source.widen() },
@@ -35,11 +24,15 @@ fn is_denied<A: Address>(source: A, listener: &Listener, key: &mut Key<SourceKey
     }
 }
 
-/// Counts a flow against the running second of its listener. Two CPUs that begin a second at once may forget each
-/// other's first flow, which lets one more in.
+/// Counts a flow against the running second of its listener, and refuses it beyond the limit. Two CPUs that begin a second
+/// at once may forget each other's first flow, which lets one more in.
 #[inline(always)]
-fn is_over_limit(listener: &Listener) -> bool {
-    let Some(window) = NEW_FLOW_RATES.get_ptr_mut(listener.id) else { return true };
+pub(crate) fn count(listener: &Listener) -> Result<(), Stop> {
+    if listener.max_new_flows_per_s == 0 {
+        return Ok(());
+    }
+    let refused = Stop::drop(Reason::RateLimited, listener.id);
+    let window = NEW_FLOW_RATES.get_ptr_mut(listener.id).ok_or(refused)?;
     let second = second();
     // SAFETY: both fields are aligned words of a map value that stays where it is.
     let before = unsafe {
@@ -48,5 +41,13 @@ fn is_over_limit(listener: &Listener) -> bool {
         }
         atomic::fetch_add(&raw mut (*window).flows, 1)
     };
-    before >= u64::from(listener.max_new_flows_per_s)
+    if before < u64::from(listener.max_new_flows_per_s) { Ok(()) } else { Err(refused) }
+}
+
+/// Whether [`count`] would refuse the next flow.
+#[inline(always)]
+pub(crate) fn is_over_limit(listener: &Listener) -> bool {
+    let limit = u64::from(listener.max_new_flows_per_s);
+    let window = NEW_FLOW_RATES.get(listener.id).copied().unwrap_or_default();
+    limit != 0 && window.second == second() && window.flows >= limit
 }

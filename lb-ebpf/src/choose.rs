@@ -21,7 +21,7 @@ pub(crate) struct Choice<'a> {
     pub(crate) backend: &'a Backend,
 }
 
-/// Chooses a backend from the rotation of the listener's set, or says why there is none.
+/// Chooses a backend from the rotation of the listener's set, or says why there is none. Changes nothing but `keys`.
 #[inline(always)]
 pub(crate) fn choose<'a, F: Family>(
     frame: &Frame,
@@ -41,7 +41,8 @@ pub(crate) fn choose<'a, F: Family>(
     // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
     let vip_flags = unsafe { (*vip).flags };
     let Some(listener) = find_listener(keys, key.destination_port, key.protocol, vip_flags) else {
-        return Err(stray(&keys.listener, vip, vip_flags));
+        let is_stray = vip_flags & Vip::LISTENS != 0;
+        return Err(Stop::pass(if is_stray { Reason::NoListener } else { Reason::NotOurs }));
     };
     let drop = |reason| Stop::drop(reason, listener.id);
     // Port 0 is reserved (RFC 6335, 6): nobody could answer it.
@@ -56,8 +57,8 @@ pub(crate) fn choose<'a, F: Family>(
         let refuses = listener.on_untracked_tcp == Listener::RESET && !packet.is_reset();
         return Err(Stop::refuse(refuses, key.protocol, Reason::Untracked, listener.id));
     }
-    if let Some(reason) = admit::refusal(key.source, listener, &mut keys.source) {
-        return Err(drop(reason));
+    if admit::is_denied(key.source, listener, &mut keys.source) {
+        return Err(drop(Reason::SourceDenied));
     }
     let refuses = listener.flags & Listener::REFUSE != 0;
     let no_backend = Stop::refuse(refuses, key.protocol, Reason::NoBackend, listener.id);
@@ -91,13 +92,11 @@ pub(crate) fn find_listener<'a>(
     LISTENER_RANGES.get(&*range)
 }
 
-/// A packet that came to a VIP but that no listener takes. It is counted, so that a listener on the wrong port can be
-/// told from one that nobody talks to.
+/// Counts a packet to a VIP that no listener takes, so that a listener on the wrong port can be told from one that nobody
+/// talks to. `key` is what [`choose`] left.
 #[inline(always)]
-fn stray(key: &ListenerKey, vip: *mut Vip, vip_flags: u32) -> Stop {
-    if vip_flags & Vip::LISTENS == 0 {
-        return Stop::pass(Reason::NotOurs);
-    }
+pub(crate) fn count_stray(key: &ListenerKey) {
+    let Some(vip) = VIPS.get_ptr_mut(&key.address) else { return };
     // SAFETY: a value of the map `vips` begins with one aligned u64.
     unsafe { atomic::fetch_add(vip.cast(), 1) };
     match STRAYS.get_ptr_mut(key) {
@@ -106,7 +105,6 @@ fn stray(key: &ListenerKey, vip: *mut Vip, vip_flags: u32) -> Stop {
         // A full map evicts; an insertion that fails all the same costs a count and nothing else.
         None => drop(STRAYS.insert(key, 1, 0)),
     }
-    Stop::pass(Reason::NoListener)
 }
 
 /// The backend id in a slot of a set's table.

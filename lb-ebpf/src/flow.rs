@@ -6,8 +6,8 @@
 //! `client`) are written without locks: each is idempotent, and a lost write is repeated by the next packet.
 
 use lb_common::{
-    Address, Backend, Flow, FlowKey, InterfaceMac, Listener, NextHop, PROTO_TCP, PROTO_UDP, Reason,
-    SEEN_PER_SECOND, flow::is_closing,
+    Address, Backend, Flow, FlowKey, InterfaceMac, Listener, MAX_BACKENDS, NextHop, PROTO_TCP, PROTO_UDP,
+    Reason, SEEN_PER_SECOND, flow::is_closing,
 };
 
 use crate::checksum;
@@ -29,13 +29,11 @@ pub(crate) struct Known<'a, A> {
     pub(crate) mtu: u16,
 }
 
-impl<A> Known<'_, A> {
-    /// Whether a packet of this length can leave. In the generic path it may be many segments in one.
-    #[inline(always)]
-    pub(crate) fn fits(&self, frame: &Frame, length: u16) -> bool {
-        is_within(length, self.mtu)
-            || frame.interface().is_some_and(|interface| interface.flags & InterfaceMac::GENERIC != 0)
-    }
+/// Whether a packet of this length can leave by a link of this MTU. In the generic path it may be many segments in one.
+#[inline(always)]
+pub(crate) fn fits(frame: &Frame, length: u16, mtu: u16) -> bool {
+    is_within(length, mtu)
+        || frame.interface().is_some_and(|interface| interface.flags & InterfaceMac::GENERIC != 0)
 }
 
 #[inline(always)]
@@ -91,14 +89,43 @@ pub(crate) fn find<'a, F: Family>(
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
     // words only, see the top of this file.
     let flow = unsafe { &mut *half };
+    if packet.is_sound && flow.direction == Flow::<F::Addr>::TO_BACKEND {
+        learn_client::<F>(frame, packet, flow)?;
+    }
+    match way::<F>(packet, flow) {
+        Ok(Some((next_hop, mtu))) => {
+            note::<F>(packet, flow);
+            Ok(Some(Known { flow, next_hop, mtu }))
+        }
+        Ok(None) => {
+            // A flow that is not understood is left alone: its packets are dropped.
+            if flow.backend < MAX_BACKENDS {
+                close::<F>(packet, flow);
+            }
+            Ok(None)
+        }
+        Err(stop) => {
+            if stop.ends_flow {
+                flow.seen |= Flow::<F::Addr>::RST;
+            }
+            Err(stop)
+        }
+    }
+}
+
+/// The next hop of a packet of this flow, and the MTU of the link there. `None` if the flow must choose anew. Changes
+/// nothing.
+#[inline(always)]
+pub(crate) fn way<F: Family>(
+    packet: &Packet<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> Result<Option<(NextHop, u16)>, Stop> {
     if !packet.is_sound {
         return Err(Stop::drop(Reason::Malformed, flow.listener));
     }
     let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
-        learn_client::<F>(frame, packet, flow)?;
         let Some(backend) = BACKENDS.get(flow.backend) else { return Ok(None) };
         if chooses_anew::<F>(packet, flow, backend) {
-            close::<F>(packet, flow);
             return Ok(None);
         }
         end_to_backend(packet, flow, backend)?;
@@ -113,13 +140,12 @@ pub(crate) fn find<'a, F: Family>(
     if !next_hop.is_resolved() {
         return Err(Stop::drop(Reason::NextHopUnresolved, flow.listener));
     }
-    note::<F>(packet, flow);
-    Ok(Some(Known { flow, next_hop, mtu }))
+    Ok(Some((next_hop, mtu)))
 }
 
 /// Ends the journey of a packet whose backend must not get it any more. The client of a TCP flow is told.
 #[inline(always)]
-fn end_to_backend<A: Address>(packet: &Packet<A>, flow: &mut Flow<A>, backend: &Backend) -> Result<(), Stop> {
+fn end_to_backend<A: Address>(packet: &Packet<A>, flow: &Flow<A>, backend: &Backend) -> Result<(), Stop> {
     let is_tcp = packet.key.protocol == PROTO_TCP;
     let reason = match () {
         () if flow.flags & Flow::<A>::CUT != 0 => Reason::FlowCut,
@@ -127,10 +153,7 @@ fn end_to_backend<A: Address>(packet: &Packet<A>, flow: &mut Flow<A>, backend: &
         () if is_tcp && backend.has(Backend::RESET_TCP) => Reason::BackendUnhealthy,
         () => return Ok(()),
     };
-    if is_tcp {
-        flow.seen |= Flow::<A>::RST;
-    }
-    Err(Stop::refuse(is_tcp && !packet.is_reset(), PROTO_TCP, reason, flow.listener))
+    Err(Stop::refuse(is_tcp && !packet.is_reset(), PROTO_TCP, reason, flow.listener).ending_flow(is_tcp))
 }
 
 /// Whether a packet to the backend must be treated as the first of a new flow: a SYN on a connection that is
@@ -172,6 +195,12 @@ pub(crate) fn other_half<F: Family>(protocol: u8, flow: &Flow<F::Addr>) -> Optio
     Some(&opening.answers)
 }
 
+/// Whether a packet of this flow was sent to another host. One that comes as those of its client do is not looked at.
+#[inline(always)]
+pub(crate) fn is_astray<A: Address>(frame: &Frame, flow: &Flow<A>) -> bool {
+    flow.direction == Flow::<A>::TO_BACKEND && frame.sender() != Some(flow.client) && !frame.is_to_this_host()
+}
+
 /// Follows a client whose packets begin to come another way, a router that took over for example. What was sent to
 /// another host teaches nothing, nor does it travel on.
 #[inline(always)]
@@ -181,11 +210,11 @@ fn learn_client<F: Family>(
     flow: &mut Flow<F::Addr>,
 ) -> Result<(), Stop> {
     let sender = frame.sender().ok_or(Stop::pass(Reason::OtherProtocol))?;
+    if is_astray(frame, flow) {
+        return Err(Stop::pass(Reason::OtherHost));
+    }
     if flow.client == sender {
         return Ok(());
-    }
-    if !frame.is_to_this_host() {
-        return Err(Stop::pass(Reason::OtherHost));
     }
     flow.client = sender;
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
@@ -249,12 +278,12 @@ pub(crate) fn open<'a, F: Family>(
     let drop = |reason| Stop::drop(reason, listener.id);
     let opening = F::opening().ok_or(drop(Reason::ConnectionsFull))?;
     write_answering_half(frame, packet, choice, &mut opening.half).ok_or(drop(Reason::Malformed))?;
-    snat::claim::<F>(&packet.key, choice, opening, keys).map_err(drop)?;
+    snat::claim::<F, true>(&packet.key, choice, opening, keys).map_err(drop)?;
     turn_to_backend::<F>(packet, opening);
     let inserted = F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok();
     if inserted {
         count::new_flow(listener.id, backend_id);
-        half_open::enter::<F>(&packet.key);
+        half_open::enter::<F>(&packet.key, opening.half.created);
     } else {
         let _ = F::connections().remove(&opening.answers);
     }

@@ -1,7 +1,9 @@
 //! The frame under way: the only place that turns packet memory into references.
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::{
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
+};
 use lb_common::{InterfaceMac, NextHop};
 
 use crate::maps::INTERFACES;
@@ -109,6 +111,15 @@ impl Frame {
         // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
         let linear = data_end - data;
         length <= linear || self.length() >= length as u64
+    }
+
+    /// Writes bytes over the first ones. `None` if the frame is shorter.
+    #[inline(always)]
+    pub(crate) fn overwrite<T>(&mut self, bytes: &T) -> Option<()> {
+        let from = core::ptr::from_ref(bytes).cast_mut().cast();
+        // SAFETY: the helper reads `size_of::<T>()` bytes and checks the length of the frame (kernel 5.18).
+        let result = unsafe { bpf_xdp_store_bytes(self.ctx, 0, from, size_of::<T>() as u32) };
+        (result == 0).then_some(())
     }
 
     /// Index of the interface it came in through.

@@ -11,9 +11,9 @@ use crate::family::Family;
 use crate::flow::other_half;
 use crate::maps::{HALF_OPEN_NEXT, HALF_OPEN_PER_CPU, TICKS_PER_SECOND};
 
-/// Enters a new flow, and ends the one whose slot it takes if that has not been promoted.
+/// Enters a flow that was made at the tick `created`, and ends the one whose slot it takes if that has not been promoted.
 #[inline(always)]
-pub(crate) fn enter<F: Family>(key: &FlowKey<F::Addr>) {
+pub(crate) fn enter<F: Family>(key: &FlowKey<F::Addr>, created: u32) {
     let (ring, index) = F::half_open();
     let Some(next) = HALF_OPEN_NEXT.get_ptr_mut(0) else { return };
     // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU; the same holds
@@ -30,7 +30,7 @@ pub(crate) fn enter<F: Family>(key: &FlowKey<F::Addr>) {
         evict::<F>(slot);
     }
     slot.key = *key;
-    slot.created = now();
+    slot.created = created;
     slot.used = 1;
 }
 

@@ -9,6 +9,7 @@
 //! or `begin_v6`, ICMP goes on to `icmp_v4` or
 //! `icmp_v6`, and what the balancer answers itself to `reset_v4` or `reset_v6` (a RST), `error_v4` or `error_v6` (an ICMP
 //! error). These are tail calls: each program has a stack of its own and is verified by itself, and the short way stays short.
+//! [`explain`] says what would become of a packet by the same steps, without a trace.
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
@@ -26,6 +27,7 @@ mod choose;
 mod clock;
 mod count;
 mod event;
+mod explain;
 mod family;
 mod flow;
 mod forward;
@@ -156,7 +158,16 @@ fn begin<F: Family>(ctx: &XdpContext) -> u32 {
 /// The packet's listener chooses a backend, and both halves of the flow are made.
 #[inline(always)]
 fn open<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>, keys: &mut Keys) -> Result<u32, Stop> {
-    let choice = choose::choose::<F>(frame, packet, keys)?;
+    let choice = match choose::choose::<F>(frame, packet, keys) {
+        Ok(choice) => choice,
+        Err(stop) => {
+            if stop.reason == Reason::NoListener as u32 {
+                choose::count_stray(&keys.listener);
+            }
+            return Err(stop);
+        }
+    };
+    admit::count(choice.listener)?;
     let known = flow::open::<F>(frame, packet, &choice, keys)?;
     leave::<F>(frame, packet, &known)
 }
@@ -168,7 +179,7 @@ fn leave<F: Family>(
     packet: &Packet<F::Addr>,
     known: &flow::Known<'_, F::Addr>,
 ) -> Result<u32, Stop> {
-    if !known.fits(frame, packet.length) {
+    if !flow::fits(frame, packet.length, known.mtu) {
         return Err(Stop::too_big(known.flow.listener, known.mtu));
     }
     fragment::remember(packet);
@@ -233,6 +244,20 @@ pub(crate) fn error_v4(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub(crate) fn error_v6(ctx: XdpContext) -> u32 {
     answer::error::<V6>(&mut Frame::new(ctx.ctx)).unwrap_or(XDP_DROP)
+}
+
+/// What would become of an IPv4 packet. Never attached: `lb explain` runs it by BPF_PROG_TEST_RUN.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn explain_v4(ctx: XdpContext) -> u32 {
+    explain::answer::<V4>(&mut Frame::new(ctx.ctx)).map_or(XDP_DROP, |()| XDP_PASS)
+}
+
+/// What would become of an IPv6 packet. Never attached: `lb explain` runs it by BPF_PROG_TEST_RUN.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn explain_v6(ctx: XdpContext) -> u32 {
+    explain::answer::<V6>(&mut Frame::new(ctx.ctx)).map_or(XDP_DROP, |()| XDP_PASS)
 }
 
 /// The end of the journey of a packet that does not travel on.

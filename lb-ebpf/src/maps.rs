@@ -10,11 +10,11 @@ use aya_ebpf::macros::btf_map;
 use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, EVENTS_BYTES, Event, Flow, FlowKey, FragmentKey, FragmentPorts,
-    HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener, ListenerKey,
-    MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS,
-    MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RESERVED_PORT_WORDS, RangeKey,
-    RateWindow, SNAT_CURSORS, Settings, SourceKey,
+    Addr4, Addr6, Backend, Counters, Drops, EVENTS_BYTES, Event, Explanation, Flow, FlowKey, FragmentKey,
+    FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener,
+    ListenerKey, MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS,
+    MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RESERVED_PORT_WORDS,
+    RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -181,6 +181,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) key: FlowKey<A>,
     /// Other keys.
     pub(crate) keys: Keys,
+    /// What `lb explain` is told.
+    pub(crate) explanation: Explanation,
 }
 
 /// Keys of the maps that new flows are looked up in.

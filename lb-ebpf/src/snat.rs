@@ -26,9 +26,9 @@ const EEXIST: i32 = -17;
 const BPF_NOEXIST: u64 = 1;
 
 /// Claims a source for the flow with this key, as `opening.answers`, by inserting `opening.half`, which is the one
-/// for the answers.
+/// for the answers. Without `CLAIM` it only looks for the source, and changes nothing.
 #[inline(always)]
-pub(crate) fn claim<F: Family>(
+pub(crate) fn claim<F: Family, const CLAIM: bool>(
     key: &FlowKey<F::Addr>,
     choice: &Choice<'_>,
     opening: &mut Opening<F::Addr>,
@@ -38,7 +38,11 @@ pub(crate) fn claim<F: Family>(
     if listener.flags & Listener::DSR != 0 {
         opening.answers = key.reversed();
         let fixed = fixed_part(&opening.answers, key);
-        return if try_claim::<F>(key, opening, fixed)? { Ok(()) } else { Err(Reason::ConnectionsFull) };
+        return if try_claim::<F, CLAIM>(key, opening, fixed)? {
+            Ok(())
+        } else {
+            Err(Reason::ConnectionsFull)
+        };
     }
     let settings = SETTINGS.get(0).ok_or(Reason::SnatPortsExhausted)?;
     let translate = needs_translation::<F>(key.source, listener, backend);
@@ -50,7 +54,7 @@ pub(crate) fn claim<F: Family>(
         protocol: key.protocol,
         _pad: [0; 3],
     };
-    if !translate && try_claim::<F>(key, opening, fixed_part(&opening.answers, key))? {
+    if !translate && try_claim::<F, CLAIM>(key, opening, fixed_part(&opening.answers, key))? {
         return Ok(());
     }
     let group = group_of(&opening.answers);
@@ -61,10 +65,11 @@ pub(crate) fn claim<F: Family>(
     let space = if addresses == 0 { hash::mix_address(group, opening.answers.destination) } else { group };
     let cursor = hash::finish(space) % SNAT_CURSORS;
     let fixed = fixed_part(&opening.answers, key);
-    keys.search = Search { cursor, addresses, translate: translate.into(), found: Search::NOTHING, fixed };
+    keys.search =
+        Search { cursor, addresses, translate: translate.into(), found: Search::NOTHING, ahead: 0, fixed };
     let mut attempts = Attempts::<F> { key, opening, keys };
     // SAFETY: the callback has the signature the helper wants (kernel 5.17), and `attempts` lives until it returns.
-    unsafe { bpf_loop(TRIES, attempt::<F> as *mut c_void, (&raw mut attempts).cast(), 0) };
+    unsafe { bpf_loop(TRIES, attempt::<F, CLAIM> as *mut c_void, (&raw mut attempts).cast(), 0) };
     match attempts.keys.search.found {
         Search::CLAIMED => Ok(()),
         Search::FULL => Err(Reason::ConnectionsFull),
@@ -84,6 +89,8 @@ pub(crate) struct Search {
     translate: u32,
     /// How it ended.
     found: u32,
+    /// How far a search that claims nothing has come beyond the counter.
+    ahead: u64,
     /// What does not change from one attempt to the next.
     fixed: Fixed,
 }
@@ -92,6 +99,15 @@ impl Search {
     const NOTHING: u32 = 0;
     const CLAIMED: u32 = 1;
     const FULL: u32 = 2;
+
+    /// The ticket that [`next_ticket`] would give next. The counter stays.
+    #[inline(always)]
+    fn look_ahead(&mut self, cursor: *const u64, step: u64) -> u64 {
+        // SAFETY: `cursor` points to an aligned value of the map `snat_cursors`.
+        let ticket = unsafe { *cursor }.wrapping_add(self.ahead);
+        self.ahead = self.ahead.wrapping_add(step);
+        ticket
+    }
 }
 
 /// What each attempt gets. The kernel runs the loop: written out, the verifier would walk through each attempt anew.
@@ -103,7 +119,7 @@ struct Attempts<'a, F: Family> {
 
 /// Tries the next port. Returns 0 to go on, 1 to end the loop.
 #[inline(never)]
-unsafe extern "C" fn attempt<F: Family>(number: u32, attempts: *mut c_void) -> i64 {
+unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts: *mut c_void) -> i64 {
     // SAFETY: `claim` passes its own `Attempts`, which nobody else holds meanwhile.
     let Attempts { key, opening, keys } = unsafe { &mut *attempts.cast::<Attempts<'_, F>>() };
     let (Some(settings), Some(cursor)) = (SETTINGS.get(0), SNAT_CURSOR.get_ptr_mut(keys.search.cursor))
@@ -112,7 +128,7 @@ unsafe extern "C" fn attempt<F: Family>(number: u32, attempts: *mut c_void) -> i
     };
     let addresses = keys.search.addresses;
     let step = if number < TRIES_IN_ROW { 1 } else { jump(settings, addresses) };
-    let ticket = next_ticket(cursor, step);
+    let ticket = if CLAIM { next_ticket(cursor, step) } else { keys.search.look_ahead(cursor, step) };
     opening.answers.destination_port = port_of(ticket, settings, addresses);
     if let Some(address) = F::snat_address(ticket, addresses) {
         opening.answers.destination = address;
@@ -120,7 +136,7 @@ unsafe extern "C" fn attempt<F: Family>(number: u32, attempts: *mut c_void) -> i
     if keys.search.translate != 0 && !is_free_for_snat(&opening.answers, keys) {
         return 0;
     }
-    keys.search.found = match try_claim::<F>(key, opening, keys.search.fixed) {
+    keys.search.found = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed) {
         Ok(false) => return 0,
         Ok(true) => Search::CLAIMED,
         Err(_) => Search::FULL,
@@ -158,12 +174,16 @@ fn is_free_for_snat<A: Address>(answers: &FlowKey<A>, keys: &mut Keys) -> bool {
 
 /// Inserts the half for the answers unless another flow has the same source at the same backend.
 #[inline(always)]
-fn try_claim<F: Family>(
+fn try_claim<F: Family, const CLAIM: bool>(
     key: &FlowKey<F::Addr>,
     opening: &mut Opening<F::Addr>,
     fixed: Fixed,
 ) -> Result<bool, Reason> {
     let Opening { answers, half } = opening;
+    if !CLAIM {
+        // SAFETY: nothing of the entry is read.
+        return Ok(unsafe { F::connections().get(&*answers) }.is_none());
+    }
     (half.ip_difference, half.l4_difference) = differences::<F>(answers, key, fixed);
     match F::connections().insert(&*answers, &*half, BPF_NOEXIST) {
         Ok(()) => Ok(true),

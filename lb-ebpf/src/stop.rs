@@ -1,7 +1,7 @@
 //! An end of the journey that is not the next hop.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use lb_common::{Kind, PROTO_TCP, Reason};
+use lb_common::{PROTO_TCP, Reason};
 
 use crate::count;
 
@@ -21,6 +21,8 @@ pub(crate) struct Stop {
     pub(crate) answer: u32,
     /// For [`Stop::TOO_BIG`]: the MTU.
     pub(crate) mtu: u32,
+    /// Whether the TCP flow it belongs to ends with it.
+    pub(crate) ends_flow: bool,
 }
 
 impl Stop {
@@ -38,15 +40,22 @@ impl Stop {
     /// It is not ours, or the kernel handles it better.
     #[inline(always)]
     pub(crate) const fn pass(reason: Reason) -> Self {
-        Self { action: XDP_PASS, reason: reason as u32, counters: 0, answer: Self::NOTHING, mtu: 0 }
+        Self {
+            action: XDP_PASS,
+            reason: reason as u32,
+            counters: 0,
+            answer: Self::NOTHING,
+            mtu: 0,
+            ends_flow: false,
+        }
     }
 
-    /// The kernel handles it, of which its reason has been told already.
-    pub(crate) const COUNTED: Self =
-        Self { action: XDP_PASS, reason: u32::MAX, counters: 0, answer: Self::NOTHING, mtu: 0 };
-
     /// It is dropped here, of which its reason has been told already.
-    pub(crate) const NOTED: Self = Self { action: XDP_DROP, ..Self::COUNTED };
+    pub(crate) const NOTED: Self =
+        Self { reason: Self::NO_REASON, ..Self::drop_unknown(Reason::FragmentHeld) };
+
+    /// In place of the number of a [`Reason`].
+    pub(crate) const NO_REASON: u32 = u32::MAX;
 
     /// It is dropped before its listener is known.
     #[inline(always)]
@@ -57,13 +66,7 @@ impl Stop {
     /// It belongs to a listener and is dropped.
     #[inline(always)]
     pub(crate) const fn drop(reason: Reason, listener: u32) -> Self {
-        Self {
-            action: XDP_DROP,
-            reason: reason as u32,
-            counters: listener + 1,
-            answer: Self::NOTHING,
-            mtu: 0,
-        }
+        Self { counters: listener + 1, ..Self::drop_unknown(reason) }
     }
 
     /// It belongs to a listener and is dropped, and somebody is told.
@@ -89,6 +92,12 @@ impl Stop {
         Self::answer(reason, listener, answer)
     }
 
+    /// The same, and whether its TCP flow ends with it.
+    #[inline(always)]
+    pub(crate) const fn ending_flow(self, ends_flow: bool) -> Self {
+        Self { ends_flow, ..self }
+    }
+
     /// Counts it.
     #[inline(always)]
     pub(crate) fn count(self) {
@@ -98,8 +107,6 @@ impl Stop {
     /// Whether it is worth an event.
     #[inline(always)]
     pub(crate) const fn is_drop(self) -> bool {
-        self.action == XDP_DROP && self.reason != u32::MAX
+        self.action == XDP_DROP && self.reason != Self::NO_REASON
     }
 }
-
-const _: () = assert!(matches!(Reason::NotIp.kind(), Kind::Pass));

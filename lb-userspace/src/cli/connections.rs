@@ -1,6 +1,6 @@
 //! `lb connections`
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use reqwest::Method;
 use serde::Serialize;
 
+use super::names::Names;
 use super::{FAILED, OK, Target, not_running};
-use crate::api::client;
 use crate::dataplane::connections::{Connection, Connections as Maps, Filter, State, Which};
 use crate::instance::Instance;
-use crate::status;
 
 #[derive(Debug, Args)]
 pub(super) struct Connections {
@@ -51,14 +49,6 @@ struct Row<'a> {
     state: State,
     age_ms: u64,
     idle_ms: u64,
-}
-
-/// Names by id, as far as they are known.
-#[derive(Debug, Default)]
-struct Names {
-    listeners: BTreeMap<u32, String>,
-    /// Set and name.
-    backends: BTreeMap<u32, (String, String)>,
 }
 
 impl Connections {
@@ -155,25 +145,6 @@ impl Connections {
 }
 
 impl Names {
-    /// Those of the running controller; of what it does not know, or if none runs, those the maps hold.
-    async fn find(instance: &Instance, maps: &Maps) -> Result<Self> {
-        let mut names = Self::default();
-        for (id, (set, address)) in maps.backends()? {
-            names.backends.insert(id, (set, address.to_string()));
-        }
-        if let Some(reply) = client::ask(&instance.socket(), Method::GET, "/v1/names").await?
-            && reply.is_success()
-        {
-            let known: status::Names = serde_json::from_value(reply.body)
-                .context("the instance answered with another kind of names")?;
-            names.listeners = known.listeners.into_iter().map(|owner| (owner.id, owner.name)).collect();
-            names
-                .backends
-                .extend(known.backends.into_iter().map(|owner| (owner.id, (owner.backend_set, owner.name))));
-        }
-        Ok(names)
-    }
-
     /// What the user means, or what there is instead.
     fn filter(&self, listener: Option<&str>, backend: Option<&str>) -> Result<Filter, String> {
         let owners = self.listeners.iter().map(|(&id, name)| (id, vec![name.clone()]));

@@ -7,7 +7,9 @@ mod detach;
 mod diagnose;
 mod doctor;
 mod events;
+mod explain;
 mod generate;
+mod names;
 mod paint;
 mod run;
 mod show;
@@ -92,19 +94,12 @@ enum Command {
     Generate(generate::Generate),
     /// List live flows, with or without a running controller
     Connections(connections::Connections),
-    /// Ask the loaded program what it would do with a packet (not supported yet)
-    Explain(Later),
+    /// Ask the loaded program what it would do with a packet; nothing changes
+    Explain(explain::Explain),
     /// Live view of rates, health, drops and SNAT ports; q quits, s sorts, p pauses
     Top(top::Top),
     /// Examine the host; exit status 0 fit, 1 with warnings, 2 unfit
     Doctor(doctor::Doctor),
-}
-
-/// Arguments of a command that this version does not have yet.
-#[derive(Debug, Args)]
-struct Later {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    _arguments: Vec<String>,
 }
 
 /// The path of a configuration file.
@@ -168,15 +163,10 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Detach(target) => detach::execute(&target.instance()?).await,
         Command::Generate(generate) => generate.execute(),
         Command::Connections(connections) => connections.execute().await,
-        Command::Explain(_) => later("explain"),
+        Command::Explain(explain) => explain.execute().await,
         Command::Top(top) => top.execute().await,
         Command::Doctor(doctor) => doctor.execute().await,
     }
-}
-
-fn later(command: &str) -> Result<u8> {
-    eprintln!("lb {command}: not supported yet in version {}", env!("CARGO_PKG_VERSION"));
-    Ok(FAILED)
 }
 
 /// Says that an instance does not run.

@@ -10,6 +10,7 @@ use aya::programs::xdp::{XdpLink, XdpLinkId};
 use aya::programs::{ProgramError, XdpMode};
 use tracing::{info, warn};
 
+use super::explain;
 use super::journeys::{JOURNEYS, is_unsettled};
 use super::load::{Dataplane, pinned_maps};
 use crate::config;
@@ -129,7 +130,10 @@ impl Dataplane {
     /// If a pin cannot be renamed or removed.
     pub fn settle(&mut self) -> Result<()> {
         match &self.pins {
-            Some(pins) => self.journeys.settle(pins),
+            Some(pins) => {
+                self.journeys.settle(pins)?;
+                explain::pin(&mut self.ebpf, pins)
+            }
             None => Ok(()),
         }
     }
@@ -183,6 +187,7 @@ pub fn detach(pins: &Path) -> Result<bool> {
     let is_link = |path: &PathBuf| name_of(path).starts_with("link_");
     let mut ours = pinned_maps()?;
     ours.push(JOURNEYS.to_owned());
+    ours.extend(explain::PROGRAMS.map(str::to_owned));
     // The directory may be another program's, if the name of the instance is a wrong guess.
     paths.retain(|path| is_link(path) || is_unsettled(&name_of(path)) || ours.contains(&name_of(path)));
     paths.sort_by_key(|path| !is_link(path));

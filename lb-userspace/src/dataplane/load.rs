@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
+use super::explain::Explainer;
 use super::fragments::FragmentHolder;
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
@@ -57,6 +58,8 @@ pub struct Dataplane {
     /// Whether state was taken over.
     pub origin: Origin,
     pub(super) journeys: Journeys,
+    /// Says what would become of a packet.
+    pub explainer: Explainer,
     collector: Option<Collector>,
     fragments: Option<FragmentHolder>,
     events: Option<EventSource>,
@@ -100,13 +103,15 @@ impl Dataplane {
         let maps = Maps::take(&mut ebpf)?;
         let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
         let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
+        let explainer = Explainer::load(&mut ebpf)?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
         let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
         let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
         let collector = Some(Collector::new(v4?, v6?, clock));
         let pins = options.pins.clone();
-        let mut dataplane = Self { ebpf, pins, maps, origin, journeys, collector, fragments, events };
+        let mut dataplane =
+            Self { ebpf, pins, maps, origin, journeys, explainer, collector, fragments, events };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,

@@ -11,6 +11,7 @@
 //! | `maglev` | builds lookup tables |
 //! | `collect` | ends idle flows, counts live ones |
 //! | `connections` | lists live flows from the pinned maps, with or without a controller |
+//! | `explain` | asks the loaded program what would become of a packet |
 //! | `records` | takes what the program hands over by ring buffers |
 //! | `fragments` | holds fragments that came before the first of their datagram |
 //! | `clock` | the kernel's ticks |
@@ -20,6 +21,7 @@ pub mod attach;
 pub mod clock;
 pub mod collect;
 pub mod connections;
+pub mod explain;
 pub mod fragments;
 mod interfaces;
 mod journeys;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use aya::programs::Xdp;
+use lb_common::Explanation;
 use lb_common::InterfaceMac;
 use lb_userspace::config::Config;
 use lb_userspace::control::desired::Names;
@@ -176,6 +177,15 @@ impl Bench {
     pub fn send(&mut self, frame: &[u8], ingress: u32) -> Result<Answer> {
         let answer = self.plane.dataplane.test_run(frame, ingress)?;
         Ok(Answer { verdict: Verdict::try_from(answer.action)?, frame: answer.packet })
+    }
+
+    /// What the program says would become of a frame; see [`Bench::send`].
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not run the program.
+    pub fn explain(&self, frame: &[u8], ingress: u32) -> Result<Explanation> {
+        self.plane.dataplane.explainer.explain(frame, ingress)
     }
 
     /// All counters.

@@ -6,9 +6,11 @@
 //! | --- | --- |
 //! | `surroundings` | changes what a step changes before its packet |
 //! | `judge` | compares verdict and frame with what the step expects |
+//! | `explanation` | compares what the program has said would become of the packet with what became of it |
 //! | `count` | tells which counters must have moved |
 
 mod count;
+mod explanation;
 mod judge;
 mod surroundings;
 
@@ -159,10 +161,12 @@ impl<'a> Player<'a> {
              `answer`"
         );
         let before = self.bench.counts()?;
+        let explanation = self.bench.explain(&sent.frame, sent.ingress.index)?;
         let answer = self.bench.send(&sent.frame, sent.ingress.index)?;
         let moved = self.bench.counts()?.since(&before);
         let judged = self.judge(step, &sent, &answer, &moved);
         let expected = judged.with_context(|| format!("sent:\n{}", oracle::describe(&sent.frame)))?;
+        explanation::require(step, &sent.frame, &explanation, &answer)?;
         ensure!(moved == expected, "expected these counters to move:\n{expected}\nfound:\n{moved}");
         if step.hold {
             self.held.push_back(sent);
