@@ -4,13 +4,13 @@
 use lb_common::{Flow, FlowKey, NextHop, PROTO_TCP, Reason};
 
 use crate::checksum::Sum;
-use crate::clock::second;
 use crate::count;
 use crate::family::Family;
 use crate::forward;
 use crate::frame::Frame;
 use crate::maps::{ANSWER, ANSWER_RATES, Scratch};
-use crate::parse::{self, Packet};
+use crate::parse::Packet;
+use crate::rate;
 use crate::stop::Stop;
 use crate::wire::{Ethernet, Icmp, Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, Word};
 
@@ -32,12 +32,10 @@ pub(crate) fn request(stop: Stop) -> Option<()> {
     Some(())
 }
 
-/// Turns the packet into a RST. `None` if that is not possible; the packet is then dropped.
+/// Turns the packet, which a journey has read, into a RST. `None` if that is not possible; the packet is then dropped.
 #[inline(always)]
 pub(crate) fn reset<F: Family>(frame: &mut Frame) -> Option<u32> {
-    let (_, l3) = frame.carries()?;
     let Scratch { packet, .. } = F::scratch()?;
-    parse::whole::<F>(frame, l3, packet).ok()?;
     // SAFETY: as in `request`.
     let [answer, _, counters, _] = unsafe { *ANSWER.get_ptr_mut(0)? };
     let verdict = match answer {
@@ -48,16 +46,14 @@ pub(crate) fn reset<F: Family>(frame: &mut Frame) -> Option<u32> {
     Some(verdict)
 }
 
-/// Turns the packet into an ICMP error. `None` if that is not possible; the packet is then dropped.
+/// Turns the packet, which a journey has read, into an ICMP error. `None` if that is not possible; the packet is then dropped.
 #[inline(always)]
 pub(crate) fn error<F: Family>(frame: &mut Frame) -> Option<u32> {
-    let (_, l3) = frame.carries()?;
     let Scratch { packet, .. } = F::scratch()?;
-    parse::whole::<F>(frame, l3, packet).ok()?;
     // SAFETY: as in `request`.
     let [answer, mtu, counters, _] = unsafe { *ANSWER.get_ptr_mut(0)? };
     let (source, kind, rest) = match answer {
-        Stop::TOO_BIG => (seen_source::<F>(packet), F::TOO_BIG, F::icmp_mtu(mtu as u16)),
+        Stop::TOO_BIG => (seen_source::<F>(packet), F::TOO_BIG, mtu.to_be()),
         _ => (packet.key.destination, F::PORT_UNREACHABLE, 0),
     };
     let verdict = quote::<F>(frame, packet, source, kind, rest)?;
@@ -90,14 +86,7 @@ fn cut<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>) -> Option<u32> {
     let tcp: Tcp = *frame.at(packet.l4())?;
     // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
     let flow: &Flow<F::Addr> = unsafe { F::connections().get(&packet.key) }?;
-    let tuple = FlowKey {
-        source: flow.source,
-        destination: flow.destination,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        protocol: PROTO_TCP,
-        _pad: [0; 3],
-    };
+    let tuple = flow.other_half(PROTO_TCP).reversed();
     let client = flow.client;
     let numbers = [tcp.sequence, tcp.acknowledgement];
     write_reset::<F>(frame, packet.l3(), &tuple, numbers, TCP_RST | TCP_ACK, &client)
@@ -128,13 +117,13 @@ fn write_reset<F: Family>(
         checksum: 0,
         urgent: 0,
     };
-    let double = |sum: Sum, word: u32| sum.plus(word as u16).plus((word >> 16) as u16);
     let header = Sum::default()
         .plus(tcp.ports.source)
         .plus(tcp.ports.destination)
         .plus(u16::from_ne_bytes([tcp.data_offset, flags]));
-    let numbers = double(double(header, sequence), acknowledgement);
-    let pseudo_header = numbers
+    let pseudo_header = header
+        .plus_double_word(sequence)
+        .plus_double_word(acknowledgement)
         .plus_address(tuple.source)
         .plus_address(tuple.destination)
         .plus(length.to_be())
@@ -165,7 +154,7 @@ fn quote<F: Family>(
 ) -> Option<u32> {
     let l3 = packet.l3();
     let header = packet.l4() - l3;
-    if header > MAX_QUOTED_HEADER || !has_room() {
+    if header > MAX_QUOTED_HEADER || !rate::has_room(&ANSWER_RATES, ERRORS_PER_SECOND) {
         return None;
     }
     let sender = frame.sender()?;
@@ -204,18 +193,4 @@ fn sum_to_end(frame: &Frame, from: usize) -> Sum {
         sum = sum.plus(*word);
     }
     sum
-}
-
-#[inline(always)]
-fn has_room() -> bool {
-    let Some(window) = ANSWER_RATES.get_ptr_mut(0) else { return false };
-    // SAFETY: as in `request`.
-    let window = unsafe { &mut *window };
-    let second = second();
-    if window.second != second {
-        window.second = second;
-        window.flows = 0;
-    }
-    window.flows += 1;
-    window.flows <= ERRORS_PER_SECOND
 }

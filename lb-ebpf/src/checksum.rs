@@ -35,8 +35,9 @@ impl Sum {
         if A::VERSION == 4 { sum } else { sum.plus_double_word(b).plus_double_word(c).plus_double_word(d) }
     }
 
+    /// Counts a 32-bit word, as read from memory.
     #[inline(always)]
-    const fn plus_double_word(self, word: u32) -> Self {
+    pub(crate) const fn plus_double_word(self, word: u32) -> Self {
         self.plus(word as u16).plus((word >> 16) as u16)
     }
 

@@ -2,7 +2,9 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::listener::Vip;
-use lb_common::{Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, RangeKey, Reason, hash};
+use lb_common::{
+    Addr6, Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, RangeKey, Reason, hash,
+};
 
 use crate::admit;
 use crate::atomic;
@@ -34,12 +36,10 @@ pub(crate) fn choose<'a, F: Family>(
         return Err(Stop::pass(Reason::NotOurs));
     }
     keys.listener.address = key.destination.widen();
-    let vip = VIPS.get_ptr_mut(&keys.listener.address).ok_or(Stop::pass(Reason::NotOurs))?;
+    let vip_flags = vip_flags(&keys.listener.address).ok_or(Stop::pass(Reason::NotOurs))?;
     if !frame.is_to_this_host() {
         return Err(Stop::pass(Reason::OtherHost));
     }
-    // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
-    let vip_flags = unsafe { (*vip).flags };
     let Some(listener) = find_listener(keys, key.destination_port, key.protocol, vip_flags) else {
         let is_stray = vip_flags & Vip::LISTENS != 0;
         return Err(Stop::pass(if is_stray { Reason::NoListener } else { Reason::NotOurs }));
@@ -69,6 +69,13 @@ pub(crate) fn choose<'a, F: Family>(
         return Err(drop(Reason::NextHopUnresolved));
     }
     Ok(Choice { listener, backend_id, backend })
+}
+
+/// What is known of a VIP: bits of [`Vip::LISTENS`] and so on. `None` if the address is none.
+#[inline(always)]
+pub(crate) fn vip_flags(address: &Addr6) -> Option<u32> {
+    // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
+    VIPS.get_ptr_mut(address).map(|vip| unsafe { (*vip).flags })
 }
 
 /// The listener for `keys.listener.address` and a port and protocol. The other keys are scratch memory.

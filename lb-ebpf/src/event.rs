@@ -3,16 +3,17 @@
 
 use lb_common::{Address, EVENTS_PER_SECOND};
 
-use crate::clock::{now, second};
+use crate::clock::now;
 use crate::frame::Frame;
 use crate::maps::{EVENT_RATES, EVENTS};
 use crate::parse::Packet;
+use crate::rate;
 use crate::stop::Stop;
 
 /// Tells user space of a packet, if this second still has room for it.
 #[inline(always)]
 pub(crate) fn sample<A: Address>(frame: &Frame, packet: Option<&Packet<A>>, stop: Stop) {
-    if !has_room() {
+    if !rate::has_room(&EVENT_RATES, EVENTS_PER_SECOND) {
         return;
     }
     // A full ring loses the event: nobody reads it.
@@ -35,18 +36,4 @@ pub(crate) fn sample<A: Address>(frame: &Frame, packet: Option<&Packet<A>>, stop
     event.ingress = frame.ingress();
     event.tick = now();
     entry.submit(0);
-}
-
-#[inline(always)]
-fn has_room() -> bool {
-    let Some(window) = EVENT_RATES.get_ptr_mut(0) else { return false };
-    // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU.
-    let window = unsafe { &mut *window };
-    let second = second();
-    if window.second != second {
-        window.second = second;
-        window.flows = 0;
-    }
-    window.flows += 1;
-    window.flows <= EVENTS_PER_SECOND
 }

@@ -8,27 +8,27 @@
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::xdp_action::XDP_TX;
+use lb_common::listener::Vip;
 use lb_common::{Address, Flow, FlowKey, PROTO_TCP, PROTO_UDP, Reason, Settings};
 
 use crate::checksum::{self, Sum};
+use crate::choose::vip_flags;
 use crate::count;
 use crate::family::Family;
 use crate::forward;
 use crate::frame::Frame;
-use crate::maps::{BACKENDS, SETTINGS, Scratch, VIPS};
-use crate::parse::{self, Packet};
+use crate::maps::{BACKENDS, SETTINGS, Scratch};
+use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{Icmp, Ports, Tcp, Udp, Word};
 
 /// TTL or hop limit of an echo reply (RFC 1700).
 const REPLY_TTL: u8 = 64;
 
-/// The journey of an ICMP message.
+/// The journey of an ICMP message that another has read.
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
-    let (_, l3) = frame.carries().ok_or(Stop::pass(Reason::NotIp))?;
     let Scratch { packet, key, .. } = F::scratch().ok_or(Stop::pass(Reason::OtherProtocol))?;
-    parse::whole::<F>(frame, l3, packet)?;
     let unrelated = Stop::pass(Reason::IcmpUnrelated);
     if packet.fragment.is_later()
         || !packet.is_sound
@@ -171,10 +171,8 @@ fn rewrite_inner_transport<A: Address>(
 #[inline(always)]
 fn echo<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>) -> Result<u32, Stop> {
     let unrelated = Stop::pass(Reason::IcmpUnrelated);
-    if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none_or(|vip| {
-        // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
-        unsafe { (*vip).flags & lb_common::listener::Vip::LISTENS == 0 }
-    }) {
+    let vip_flags = vip_flags(&packet.key.destination.widen()).unwrap_or_default();
+    if vip_flags & Vip::LISTENS == 0 {
         return Err(unrelated);
     }
     if !frame.is_to_this_host() {

@@ -37,6 +37,7 @@ mod half_open;
 mod icmp;
 mod maps;
 mod parse;
+mod rate;
 mod snat;
 mod stop;
 mod translate;

@@ -46,6 +46,16 @@ impl Fragment {
     /// A whole datagram.
     pub(crate) const WHOLE: Self = Self { part: Self::NONE, identification: 0 };
 
+    /// What these fields of a header tell.
+    #[inline(always)]
+    pub(crate) const fn of(offset: u16, more: u16, identification: u32) -> Self {
+        match (offset, more) {
+            (0, 0) => Self::WHOLE,
+            (0, _) => Self { part: Self::FIRST, identification },
+            _ => Self { part: Self::LATER, identification },
+        }
+    }
+
     /// Whether it comes without the header of TCP or UDP.
     #[inline(always)]
     pub(crate) const fn is_later(&self) -> bool {

@@ -13,9 +13,9 @@ use lb_common::{Address, Backend, FlowKey, Listener, Reason, SNAT_CURSORS, Setti
 
 use crate::atomic;
 use crate::checksum::Sum;
-use crate::choose::{Choice, find_listener};
+use crate::choose::{Choice, find_listener, vip_flags};
 use crate::family::Family;
-use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR, VIPS};
+use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR};
 
 /// Ports tried for one flow before it is refused.
 const TRIES: u32 = 128;
@@ -167,8 +167,7 @@ fn is_free_for_snat<A: Address>(answers: &FlowKey<A>, keys: &mut Keys) -> bool {
         return false;
     }
     keys.listener.address = answers.destination.widen();
-    // SAFETY: a value of the map `vips` stays readable; its flags are one aligned word.
-    let vip_flags = VIPS.get_ptr_mut(&keys.listener.address).map_or(0, |vip| unsafe { (*vip).flags });
+    let vip_flags = vip_flags(&keys.listener.address).unwrap_or_default();
     vip_flags & Vip::LISTENS == 0 || find_listener(keys, port, answers.protocol, vip_flags).is_none()
 }
 

@@ -1,0 +1,220 @@
+//! IPv4.
+
+use lb_common::{Addr4, PROTO_TCP, Settings};
+
+use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
+use crate::checksum::{self, Sum, TTL_DECREMENT};
+use crate::frame::Frame;
+use crate::maps::{self, Connections, Opening, Scratch};
+use crate::parse::Fragment;
+use crate::wire::{IPV4_DONT_FRAGMENT, IPV4_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4};
+
+/// IPv4 (RFC 791).
+pub(crate) struct V4;
+
+impl Family for V4 {
+    type Addr = Addr4;
+
+    const HEADER: usize = 20;
+    const ICMP: u8 = 1;
+    const JOURNEY: u32 = 0;
+    const BEGIN: u32 = 8;
+    const ICMP_JOURNEY: u32 = 2;
+    const RESET_JOURNEY: u32 = 4;
+    const ERROR_JOURNEY: u32 = 6;
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const ECHO: (u8, u8) = (8, 0);
+
+    #[inline(always)]
+    fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr4>> {
+        let ip: Ipv4 = *frame.at(l3)?;
+        let plain = ip.version_ihl == 0x45 && ip.fragment & IPV4_FRAGMENT == 0;
+        plain.then(|| IpFields {
+            source: Addr4 { bytes: ip.source.to_ne_bytes() },
+            destination: Addr4 { bytes: ip.destination.to_ne_bytes() },
+            protocol: ip.protocol,
+            ttl: ip.ttl,
+            header_length: Self::HEADER as u16,
+            length: u16::from_be(ip.total_length),
+            fragment: Fragment::WHOLE,
+        })
+    }
+
+    #[inline(always)]
+    fn read_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr4>> {
+        let ip: Ipv4 = *frame.at(l3)?;
+        let header_length = u16::from(ip.version_ihl & 0x0f) * 4;
+        if ip.version_ihl >> 4 != 4 || header_length < Self::HEADER as u16 {
+            return None;
+        }
+        Some(IpFields {
+            source: Addr4 { bytes: ip.source.to_ne_bytes() },
+            destination: Addr4 { bytes: ip.destination.to_ne_bytes() },
+            protocol: ip.protocol,
+            ttl: ip.ttl,
+            header_length,
+            length: u16::from_be(ip.total_length),
+            fragment: Fragment::of(
+                ip.fragment & IPV4_FRAGMENT_OFFSET,
+                ip.fragment & IPV4_MORE_FRAGMENTS,
+                u32::from(ip.identification),
+            ),
+        })
+    }
+
+    #[inline(always)]
+    fn write_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr4,
+        destination: Addr4,
+        difference: u16,
+    ) -> Option<()> {
+        let ip: &mut Ipv4 = frame.at_mut(l3)?;
+        ip.ttl = ip.ttl.wrapping_sub(1);
+        ip.checksum = checksum::apply(checksum::apply(ip.checksum, TTL_DECREMENT), difference);
+        ip.source = u32::from_ne_bytes(source.bytes);
+        ip.destination = u32::from_ne_bytes(destination.bytes);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_inner_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr4,
+        destination: Addr4,
+        difference: u16,
+    ) -> Option<Sum> {
+        let ip: &mut Ipv4 = frame.at_mut(l3)?;
+        let old = ip.checksum;
+        ip.checksum = checksum::apply(old, difference);
+        let sum = Sum::default()
+            .word(old, ip.checksum)
+            .address(Addr4 { bytes: ip.source.to_ne_bytes() }, source)
+            .address(Addr4 { bytes: ip.destination.to_ne_bytes() }, destination);
+        ip.source = u32::from_ne_bytes(source.bytes);
+        ip.destination = u32::from_ne_bytes(destination.bytes);
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn write_reply_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr4,
+        destination: Addr4,
+        ttl: u8,
+    ) -> Option<()> {
+        let ip: &mut Ipv4 = frame.at_mut(l3)?;
+        let words = [ip.ttl, ttl].map(|ttl| u16::from_ne_bytes([ttl, ip.protocol]));
+        ip.checksum = checksum::apply(ip.checksum, Sum::default().word(words[0], words[1]).fold());
+        ip.ttl = ttl;
+        ip.source = u32::from_ne_bytes(source.bytes);
+        ip.destination = u32::from_ne_bytes(destination.bytes);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_fresh_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr4,
+        destination: Addr4,
+        protocol: u8,
+        payload: u16,
+    ) -> Option<()> {
+        let ip: &mut Ipv4 = frame.at_mut(l3)?;
+        let total_length = (Self::HEADER as u16 + payload).to_be();
+        let fragment = if protocol == PROTO_TCP { IPV4_DONT_FRAGMENT } else { 0 };
+        let sum = Sum::default()
+            .plus(u16::from_ne_bytes([0x45, 0]))
+            .plus(total_length)
+            .plus(fragment)
+            .plus(u16::from_ne_bytes([FRESH_TTL, protocol]))
+            .plus_address(source)
+            .plus_address(destination);
+        *ip = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length,
+            identification: 0,
+            fragment,
+            ttl: FRESH_TTL,
+            protocol,
+            checksum: !sum.fold(),
+            source: u32::from_ne_bytes(source.bytes),
+            destination: u32::from_ne_bytes(destination.bytes),
+        };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header(_source: Addr4, _destination: Addr4, _length: u16) -> Sum {
+        Sum::default()
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem (RFC 792).
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn half_open() -> (&'static HalfOpenRing<Addr4>, usize) {
+        (&maps::HALF_OPEN_V4, 0)
+    }
+
+    #[inline(always)]
+    fn connections() -> &'static Connections<Addr4> {
+        &maps::CONNECTIONS_V4
+    }
+
+    #[inline(always)]
+    fn opening() -> Option<&'static mut Opening<Addr4>> {
+        // SAFETY: the slot belongs to this CPU, and XDP programs do not interrupt each other on one CPU. Whoever asks for
+        // it has no use for what an earlier reference points to.
+        maps::OPENING_V4.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Addr4>> {
+        // SAFETY: as in `opening`; each program asks for it once.
+        maps::SCRATCH_V4.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn snat_addresses(settings: &Settings) -> u32 {
+        u32::from(settings.snat_addresses_v4)
+    }
+
+    #[inline(always)]
+    fn snat_address(ticket: u64, addresses: u32) -> Option<Addr4> {
+        let index = ticket.checked_rem(u64::from(addresses))? as u32;
+        maps::SNAT_ADDRESSES_V4.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn common_prefix(a: Addr4, b: Addr4) -> u32 {
+        (u32::from_be_bytes(a.bytes) ^ u32::from_be_bytes(b.bytes)).leading_zeros()
+    }
+
+    #[inline(always)]
+    fn ip_difference(addresses: u16) -> u16 {
+        addresses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_prefixes() {
+        let v4 = |bytes| Addr4 { bytes };
+        assert_eq!(V4::common_prefix(v4([10, 0, 1, 10]), v4([10, 0, 1, 11])), 31);
+        assert_eq!(V4::common_prefix(v4([10, 0, 1, 10]), v4([10, 0, 2, 10])), 22);
+        assert_eq!(V4::common_prefix(v4([10, 0, 1, 10]), v4([10, 0, 1, 10])), 32);
+    }
+}

@@ -1,0 +1,265 @@
+//! IPv6.
+
+use lb_common::{Addr6, Address, PROTO_TCP, PROTO_UDP, Settings};
+
+use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
+use crate::checksum::Sum;
+use crate::frame::Frame;
+use crate::maps::{self, Connections, Opening, Scratch};
+use crate::parse::Fragment;
+use crate::wire::{
+    Extension, FragmentHeader, IPV6_FRAGMENT_OFFSET, IPV6_MORE_FRAGMENTS, Ipv6, NEXT_DESTINATION,
+    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING,
+};
+
+/// Extension headers that are followed: the five kinds RFC 8200 recommends at most, and one spare.
+const EXTENSIONS: usize = 6;
+
+/// Bytes of IPv6 header and extension headers that are followed; the verifier needs a bound that is a mask.
+const HEADERS_MASK: usize = 0x1ff;
+
+/// IPv6 (RFC 8200).
+pub(crate) struct V6;
+
+impl Family for V6 {
+    type Addr = Addr6;
+
+    const HEADER: usize = 40;
+    const ICMP: u8 = 58;
+    const JOURNEY: u32 = 1;
+    const BEGIN: u32 = 9;
+    const ICMP_JOURNEY: u32 = 3;
+    const RESET_JOURNEY: u32 = 5;
+    const ERROR_JOURNEY: u32 = 7;
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const ECHO: (u8, u8) = (128, 129);
+
+    #[inline(always)]
+    fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr6>> {
+        let ip: &Ipv6 = frame.at(l3)?;
+        is_version_6(ip).then(|| IpFields {
+            source: address(ip.source),
+            destination: address(ip.destination),
+            protocol: ip.next_header,
+            ttl: ip.hop_limit,
+            header_length: Self::HEADER as u16,
+            length: u16::from_be(ip.payload_length).saturating_add(Self::HEADER as u16),
+            fragment: Fragment::WHOLE,
+        })
+    }
+
+    #[inline(always)]
+    fn read_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr6>> {
+        let plain = Self::read_plain_ip(frame, l3)?;
+        let extensions = read_extensions(frame, l3, plain.protocol)?;
+        Some(IpFields {
+            protocol: extensions.protocol,
+            header_length: extensions.header_length as u16,
+            fragment: extensions.fragment,
+            ..plain
+        })
+    }
+
+    #[inline(always)]
+    fn write_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr6,
+        destination: Addr6,
+        _difference: u16,
+    ) -> Option<()> {
+        let ip: &mut Ipv6 = frame.at_mut(l3)?;
+        ip.hop_limit = ip.hop_limit.wrapping_sub(1);
+        ip.source = source.words();
+        ip.destination = destination.words();
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_inner_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr6,
+        destination: Addr6,
+        _difference: u16,
+    ) -> Option<Sum> {
+        let ip: &mut Ipv6 = frame.at_mut(l3)?;
+        let sum =
+            Sum::default().address(address(ip.source), source).address(address(ip.destination), destination);
+        ip.source = source.words();
+        ip.destination = destination.words();
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn write_reply_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr6,
+        destination: Addr6,
+        ttl: u8,
+    ) -> Option<()> {
+        let ip: &mut Ipv6 = frame.at_mut(l3)?;
+        ip.hop_limit = ttl;
+        ip.source = source.words();
+        ip.destination = destination.words();
+        Some(())
+    }
+
+    #[inline(always)]
+    fn write_fresh_ip(
+        frame: &mut Frame,
+        l3: usize,
+        source: Addr6,
+        destination: Addr6,
+        protocol: u8,
+        payload: u16,
+    ) -> Option<()> {
+        *frame.at_mut(l3)? = Ipv6 {
+            version_class_flow: 0x6000_0000u32.to_be(),
+            payload_length: payload.to_be(),
+            next_header: protocol,
+            hop_limit: FRESH_TTL,
+            source: source.words(),
+            destination: destination.words(),
+        };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_header(source: Addr6, destination: Addr6, length: u16) -> Sum {
+        Sum::default()
+            .plus_address(source)
+            .plus_address(destination)
+            .plus(length.to_be())
+            .plus(u16::from(Self::ICMP).to_be())
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn half_open() -> (&'static HalfOpenRing<Addr6>, usize) {
+        (&maps::HALF_OPEN_V6, 1)
+    }
+
+    #[inline(always)]
+    fn connections() -> &'static Connections<Addr6> {
+        &maps::CONNECTIONS_V6
+    }
+
+    #[inline(always)]
+    fn opening() -> Option<&'static mut Opening<Addr6>> {
+        // SAFETY: the slot belongs to this CPU, and XDP programs do not interrupt each other on one CPU. Whoever asks for
+        // it has no use for what an earlier reference points to.
+        maps::OPENING_V6.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Addr6>> {
+        // SAFETY: as in `opening`; each program asks for it once.
+        maps::SCRATCH_V6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn snat_addresses(settings: &Settings) -> u32 {
+        u32::from(settings.snat_addresses_v6)
+    }
+
+    #[inline(always)]
+    fn snat_address(ticket: u64, addresses: u32) -> Option<Addr6> {
+        let index = ticket.checked_rem(u64::from(addresses))? as u32;
+        maps::SNAT_ADDRESSES_V6.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn common_prefix(a: Addr6, b: Addr6) -> u32 {
+        let ([a, b, c, d], [e, f, g, h]) = (a.words(), b.words());
+        let differing = [a ^ e, b ^ f, c ^ g, d ^ h].map(|word| u32::from_be(word).leading_zeros());
+        let mut common = 0;
+        for bits in differing {
+            common += bits;
+            if bits < 32 {
+                break;
+            }
+        }
+        common
+    }
+
+    #[inline(always)]
+    fn ip_difference(_addresses: u16) -> u16 {
+        0
+    }
+}
+
+#[inline(always)]
+fn is_version_6(ip: &Ipv6) -> bool {
+    ip.version_class_flow.to_ne_bytes()[0] >> 4 == 6
+}
+
+/// What follows an IPv6 header.
+struct Extensions {
+    protocol: u8,
+    /// Bytes up to the transport header.
+    header_length: usize,
+    fragment: Fragment,
+}
+
+/// Walks over the extension headers up to TCP, UDP or ICMP, or to the payload of a later fragment (RFC 8200, 4).
+#[inline(always)]
+fn read_extensions(frame: &Frame, l3: usize, first: u8) -> Option<Extensions> {
+    let (mut next, mut length, mut fragment) = (first, V6::HEADER, Fragment::WHOLE);
+    for _ in 0..=EXTENSIONS {
+        if next == PROTO_TCP || next == PROTO_UDP || next == V6::ICMP || fragment.is_later() {
+            return Some(Extensions { protocol: next, header_length: length, fragment });
+        }
+        let extension: Extension = *frame.at(l3 + length)?;
+        let mut bytes = 8 * (usize::from(extension.length) + 1);
+        match next {
+            NEXT_HOP_BY_HOP | NEXT_DESTINATION => {}
+            // A router that is named there has to see the packet first.
+            NEXT_ROUTING if extension.segments_left == 0 => {}
+            NEXT_FRAGMENT => {
+                let header: FragmentHeader = *frame.at(l3 + length)?;
+                bytes = size_of::<FragmentHeader>();
+                fragment = Fragment::of(
+                    header.offset & IPV6_FRAGMENT_OFFSET,
+                    header.offset & IPV6_MORE_FRAGMENTS,
+                    header.identification,
+                );
+            }
+            _ => return None,
+        }
+        next = extension.next_header;
+        length += bytes;
+        if length > HEADERS_MASK {
+            return None;
+        }
+        length = core::hint::black_box(length) & HEADERS_MASK;
+    }
+    None
+}
+
+#[inline(always)]
+fn address([a, b, c, d]: [u32; 4]) -> Addr6 {
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [a, b, c, d].map(u32::to_ne_bytes);
+    Addr6 { bytes: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv6Addr;
+
+    #[test]
+    fn common_prefixes() {
+        let v6 = |text: &str| Addr6::from(text.parse::<Ipv6Addr>().unwrap());
+        assert_eq!(V6::common_prefix(v6("fd00:1::10"), v6("fd00:1::11")), 127);
+        assert_eq!(V6::common_prefix(v6("fd00:1::10"), v6("fd00:2::10")), 30);
+        assert_eq!(V6::common_prefix(v6("fd00:1::10"), v6("fd00:1::10")), 128);
+    }
+}
