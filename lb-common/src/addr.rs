@@ -43,19 +43,28 @@ impl Address for Addr4 {
 
     #[inline(always)]
     fn widen(self) -> Addr6 {
-        let [a, b, c, d] = self.bytes;
-        Addr6 { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+        Addr6::from_words([0, 0, MAPPED, u32::from_ne_bytes(self.bytes)])
     }
 
     #[inline(always)]
     fn narrow(wide: Addr6) -> Self {
-        let [.., a, b, c, d] = wide.bytes;
-        Self { bytes: [a, b, c, d] }
+        let [.., word] = wide.words();
+        Self { bytes: word.to_ne_bytes() }
     }
 
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         [u32::from_ne_bytes(self.bytes), 0, 0, 0]
+    }
+}
+
+impl Addr6 {
+    /// The address of four words, as [`Address::words`] gives them.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: both are 16 bytes, aligned as words, and every bit pattern is one of either. Byte by byte, the compiler would
+        // take the words apart.
+        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
     }
 }
 
@@ -74,13 +83,8 @@ impl Address for Addr6 {
 
     #[inline(always)]
     fn words(self) -> [u32; 4] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.bytes;
-        [
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
-        ]
+        // SAFETY: as in `from_words`.
+        unsafe { core::mem::transmute::<Self, [u32; 4]>(self) }
     }
 }
 

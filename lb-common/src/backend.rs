@@ -1,10 +1,12 @@
 //! A backend as the packet path sees it: where to translate to, and how to reach it on the link.
 
+use core::mem::offset_of;
+
 use crate::{Addr6, pod};
 
 /// How a packet leaves the host: the interface and both link-layer addresses. Resolved by the controller
 /// (routes and neighbours through netlink) so that the packet path never asks the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Eq)]
 #[repr(C)]
 pub struct NextHop {
     /// Egress interface index; 0 while the next hop is not resolved.
@@ -16,10 +18,33 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// The same as four words: the interface, then both addresses as they follow each other in a frame.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        // SAFETY: both are 16 bytes without padding, aligned as words, and every bit pattern is one of either. Byte by byte,
+        // the compiler would take the words apart.
+        unsafe { core::mem::transmute::<Self, [u32; 4]>(self) }
+    }
+
+    /// The inverse of [`NextHop::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: as in `words`.
+        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+    }
+
     /// Whether a packet can be sent this way.
     #[inline(always)]
     pub const fn is_resolved(&self) -> bool {
         self.ifindex != 0
+    }
+}
+
+impl PartialEq for NextHop {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 }
 
@@ -75,4 +100,5 @@ impl Backend {
 pod!(NextHop, Backend);
 
 const _: () = assert!(size_of::<NextHop>() == 16);
+const _: () = assert!(offset_of!(NextHop, peer) == 4 && offset_of!(NextHop, local) == 10);
 const _: () = assert!(size_of::<Backend>() == 44);

@@ -10,6 +10,7 @@
 
 pub mod addr;
 pub mod backend;
+pub mod cache;
 pub mod counters;
 pub mod explain;
 pub mod flow;
@@ -22,9 +23,10 @@ pub mod settings;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
+pub use cache::{CacheSlot, CacheUse, CachedFlow};
 pub use counters::{Counters, Traffic};
 pub use explain::Explanation;
-pub use flow::{Flow, FlowKey, HalfOpen};
+pub use flow::{Flow, FlowKey, HalfOpen, Translation};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
 pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};
@@ -67,6 +69,9 @@ pub const HALF_OPEN_SLOTS: u32 = 131_072;
 /// Slots that the ring of each CPU has at least.
 pub const MIN_HALF_OPEN_PER_CPU: u32 = 4_096;
 
+/// Slots in the cache of IPv4 flows of each CPU at most, of two flows each; IPv6 has half as many of twice the size.
+pub const MAX_CACHE_SLOTS: u32 = 1 << 16;
+
 /// Seconds after which a TCP flow without the client's ACK ends, and its slot in the ring means nothing any more.
 pub const HALF_OPEN_S: u32 = 5;
 
@@ -103,7 +108,7 @@ pub const NO_BACKEND: u32 = u32::MAX;
 pub type MaglevTable = [u32; MAGLEV_SIZE];
 
 /// How exact `last_seen` of a flow is: a half is written at most this often each second.
-pub const SEEN_PER_SECOND: u32 = 8;
+pub const SEEN_PER_SECOND: u32 = 4;
 
 /// IP protocol number of TCP (RFC 9293).
 pub const PROTO_TCP: u8 = 6;

@@ -19,7 +19,7 @@ use crate::maps::{BACKENDS, Keys, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use crate::{count, half_open, snat};
+use crate::{cache, count, half_open, snat};
 
 /// A flow and the way its packet leaves.
 pub(crate) struct Known<'a, A> {
@@ -37,7 +37,7 @@ pub(crate) fn fits(frame: &Frame, length: u16, mtu: u16) -> bool {
 }
 
 #[inline(always)]
-const fn is_within(length: u16, mtu: u16) -> bool {
+pub(crate) const fn is_within(length: u16, mtu: u16) -> bool {
     mtu == 0 || length <= mtu
 }
 
@@ -182,7 +182,9 @@ fn seen_by_other<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) -> u
 #[inline(always)]
 fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return };
-    // Either may be gone already, removed by another CPU or by the collector.
+    // Either may be gone already, removed by another CPU or by the collector. Others must not go on with copies when the
+    // port is somebody else's.
+    cache::forget_all();
     let _ = F::connections().remove(&packet.key);
     let _ = F::connections().remove(other_half);
 }
@@ -217,6 +219,7 @@ fn learn_client<F: Family>(
         return Ok(());
     }
     flow.client = sender;
+    cache::forget_all();
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
     if let Some(other) = F::connections().get_ptr_mut(other_half) {
         // SAFETY: see the top of this file.
@@ -228,6 +231,7 @@ fn learn_client<F: Family>(
 /// Notes that the flow lives and what its packet showed, writing only what changes.
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
+    cache::forget::<F>(packet);
     let now = now();
     if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;

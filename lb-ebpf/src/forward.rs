@@ -11,16 +11,11 @@ use crate::wire::Ethernet;
 #[inline(always)]
 pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Option<u32> {
     let ethernet: &mut Ethernet = frame.at_mut(0)?;
-    ethernet.destination = words(next_hop.peer);
-    ethernet.source = words(next_hop.local);
+    let [_, addresses @ ..] = next_hop.words();
+    ethernet.set_addresses(addresses);
     if next_hop.ifindex == frame.ingress() {
         return Some(XDP_TX);
     }
     // SAFETY: the helper only notes where the frame is to go.
     Some(unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32)
-}
-
-#[inline(always)]
-fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
-    [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes)
 }

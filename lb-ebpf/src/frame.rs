@@ -153,11 +153,10 @@ impl Frame {
     /// The way back to whoever sent this frame on its link.
     #[inline(always)]
     pub(crate) fn sender(&self) -> Option<NextHop> {
-        self.at::<Ethernet>(0).map(|ethernet| NextHop {
-            ifindex: self.ingress(),
-            peer: mac(ethernet.source),
-            local: mac(ethernet.destination),
-        })
+        let [a, b, c] = self.at::<Ethernet>(0)?.addresses();
+        // Six bytes each: the source comes first here, the destination first in a frame.
+        let turned = |low: u32, high: u32| low >> 16 | high << 16;
+        Some(NextHop::from_words([self.ingress(), turned(b, c), turned(c, a), turned(a, b)]))
     }
 }
 

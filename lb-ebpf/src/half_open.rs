@@ -5,6 +5,7 @@
 use lb_common::flow::is_promoted;
 use lb_common::{Flow, FlowKey, HALF_OPEN_S, HalfOpen, PROTO_TCP, Reason};
 
+use crate::cache;
 use crate::clock::now;
 use crate::count;
 use crate::family::Family;
@@ -54,6 +55,9 @@ fn evict<F: Family>(slot: &HalfOpen<F::Addr>) {
     let seen_back = unsafe { F::connections().get(answers) }.map_or(0, |half| half.seen);
     if is_promoted(slot.key.protocol, flow.seen, seen_back) {
         return;
+    }
+    if seen_back & Flow::<F::Addr>::ESTABLISHED != 0 {
+        cache::forget_all();
     }
     // The half that claims the port goes last. Either may be gone already.
     let _ = F::connections().remove(&slot.key);

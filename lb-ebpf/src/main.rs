@@ -22,6 +22,7 @@
 mod admit;
 mod answer;
 mod atomic;
+mod cache;
 mod checksum;
 mod choose;
 mod clock;
@@ -42,12 +43,13 @@ mod snat;
 mod stop;
 mod translate;
 mod wire;
+mod word;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::{Address, Reason};
+use lb_common::{Address, NextHop, Reason, Translation};
 
 use crate::family::{Family, V4, V6};
 use crate::frame::Frame;
@@ -79,8 +81,17 @@ pub(crate) fn lb(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
     let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
+    let mut place = cache::place::<F>(&packet);
+    if let Some(cached) = place.as_mut().and_then(|place| place.find(frame, &packet)) {
+        return carry_on::<F>(frame, &packet, cached, &cached.next_hop).unwrap_or(XDP_DROP);
+    }
     match flow::find_established::<F>(frame, &packet) {
-        flow::Short::Known(known) => carry_on::<F>(frame, &packet, &known).unwrap_or(XDP_DROP),
+        flow::Short::Known(known) => {
+            if let Some(place) = place {
+                place.remember(frame, &packet, &known);
+            }
+            carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
+        }
         // One small lookup settles the most common case of all: traffic of the host itself.
         flow::Short::Unknown if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none() => {
             count::reason(Reason::NotOurs as u32, 0);
@@ -184,7 +195,7 @@ fn leave<F: Family>(
         return Err(Stop::too_big(known.flow.listener, known.mtu));
     }
     fragment::remember(packet);
-    carry_on::<F>(frame, packet, known).ok_or(Stop::pass(Reason::OtherProtocol))
+    carry_on::<F>(frame, packet, known.flow, &known.next_hop).ok_or(Stop::pass(Reason::OtherProtocol))
 }
 
 /// Translates and forwards.
@@ -192,11 +203,12 @@ fn leave<F: Family>(
 fn carry_on<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
-    known: &flow::Known<'_, F::Addr>,
+    to: &impl Translation<F::Addr>,
+    next_hop: &NextHop,
 ) -> Option<u32> {
-    count::packet(known.flow, packet);
-    translate::translate::<F>(frame, packet, known.flow)?;
-    forward::forward(frame, &known.next_hop)
+    count::packet(to, packet);
+    translate::translate::<F>(frame, packet, to)?;
+    forward::forward(frame, next_hop)
 }
 
 /// ICMP over IPv4.

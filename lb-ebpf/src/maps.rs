@@ -2,7 +2,7 @@
 //! given by the configuration replace those written here when the program is loaded.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
@@ -10,11 +10,11 @@ use aya_ebpf::macros::btf_map;
 use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, EVENTS_BYTES, Event, Explanation, Flow, FlowKey, FragmentKey,
-    FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener,
-    ListenerKey, MAX_BACKENDS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS,
-    MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RESERVED_PORT_WORDS,
-    RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
+    Addr4, Addr6, Backend, CacheSlot, CacheUse, Counters, Drops, EVENTS_BYTES, Event, Explanation, Flow,
+    FlowKey, FragmentKey, FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment,
+    InterfaceMac, Listener, ListenerKey, MAX_BACKENDS, MAX_CACHE_SLOTS, MAX_INTERFACES, MAX_LISTENER_KEYS,
+    MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS,
+    MaglevTable, RESERVED_PORT_WORDS, RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -43,6 +43,32 @@ pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 
 /// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
 const CONNECTION_HALVES: usize = 2 << 20;
+
+/// Raised by whatever makes cached flows stale. Written here, also on behalf of the controller; read here.
+#[btf_map(name = "generation")]
+pub(crate) static GENERATION: Array<u64, 1> = Array::new();
+
+/// Slots of each CPU in `cached_v4`, a power of two; `cached_v6` has half as many.
+#[unsafe(no_mangle)]
+pub(crate) static CACHE_SLOTS: Global<u32> = Global::new(MAX_CACHE_SLOTS);
+
+/// A cache of flows. It is made so that user space could map it, for only then do its entries begin with a cache line.
+pub(crate) type Cached<A> = Array<CacheSlot<A>, { MAX_CACHE_SLOTS as usize }, { BPF_F_MMAPABLE as usize }>;
+
+/// Flows of the last moment, by CPU and hash. Written and read here.
+#[btf_map(name = "cached_v4")]
+pub(crate) static CACHED_V4: Cached<Addr4> = Cached::new();
+
+/// Flows of the last moment, by CPU and hash. Written and read here.
+#[btf_map(name = "cached_v6")]
+pub(crate) static CACHED_V6: Cached<Addr6> = Cached::new();
+
+/// How each CPU gets on with its caches: IPv4, IPv6. Written and read here.
+#[btf_map(name = "cache_use")]
+pub(crate) static CACHE_USE: Array<[CacheUse; 2], MAX_CPUS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// CPUs of a host, unless the controller finds another number.
+const MAX_CPUS: usize = 1;
 
 /// A connection map. Entries are allocated as they come: an idle balancer holds no memory for a million flows.
 pub(crate) type Connections<A> =

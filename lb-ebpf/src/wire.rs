@@ -3,6 +3,10 @@
 //! `packed(2)`: every header of layers 2 to 4 starts at an even offset and has an even length, so two-byte
 //! loads are always aligned; `packed(1)` would make the compiler load single bytes.
 
+use lb_common::{Addr4, Addr6, Address};
+
+use crate::word;
+
 /// A header that may be laid over packet bytes.
 ///
 /// # Safety
@@ -39,6 +43,26 @@ pub(crate) struct Ethernet {
     pub(crate) ether_type: u16,
 }
 
+impl Ethernet {
+    /// Both addresses, destination first, as three words.
+    #[inline(always)]
+    pub(crate) fn addresses(&self) -> [u32; 3] {
+        // SAFETY: all words are in the header.
+        unsafe { [word::load::<0, _>(self), word::load::<4, _>(self), word::load::<8, _>(self)] }
+    }
+
+    /// Writes both addresses.
+    #[inline(always)]
+    pub(crate) fn set_addresses(&mut self, [a, b, c]: [u32; 3]) {
+        // SAFETY: all words are in the header, which is borrowed exclusively.
+        unsafe {
+            word::store::<0, _>(self, a);
+            word::store::<4, _>(self, b);
+            word::store::<8, _>(self, c);
+        }
+    }
+}
+
 /// IPv4 (RFC 791), without options.
 #[derive(Clone, Copy)]
 #[repr(C, packed(2))]
@@ -54,6 +78,26 @@ pub(crate) struct Ipv4 {
     pub(crate) checksum: u16,
     pub(crate) source: u32,
     pub(crate) destination: u32,
+}
+
+impl Ipv4 {
+    /// Source and destination.
+    #[inline(always)]
+    pub(crate) fn addresses(&self) -> (Addr4, Addr4) {
+        // SAFETY: both words are in the header.
+        let words = unsafe { (word::load::<12, _>(self), word::load::<16, _>(self)) };
+        (Addr4 { bytes: words.0.to_ne_bytes() }, Addr4 { bytes: words.1.to_ne_bytes() })
+    }
+
+    /// Writes source and destination.
+    #[inline(always)]
+    pub(crate) fn set_addresses(&mut self, source: Addr4, destination: Addr4) {
+        // SAFETY: both words are in the header, which is borrowed exclusively.
+        unsafe {
+            word::store::<12, _>(self, u32::from_ne_bytes(source.bytes));
+            word::store::<16, _>(self, u32::from_ne_bytes(destination.bytes));
+        }
+    }
 }
 
 /// More-fragments flag and offset of [`Ipv4::fragment`]: zero for a whole packet.
@@ -76,6 +120,48 @@ pub(crate) struct Ipv6 {
     pub(crate) hop_limit: u8,
     pub(crate) source: [u32; 4],
     pub(crate) destination: [u32; 4],
+}
+
+impl Ipv6 {
+    /// Source and destination.
+    #[inline(always)]
+    pub(crate) fn addresses(&self) -> (Addr6, Addr6) {
+        // SAFETY: all words are in the header.
+        let (source, destination) = unsafe {
+            (
+                [
+                    word::load::<8, _>(self),
+                    word::load::<12, _>(self),
+                    word::load::<16, _>(self),
+                    word::load::<20, _>(self),
+                ],
+                [
+                    word::load::<24, _>(self),
+                    word::load::<28, _>(self),
+                    word::load::<32, _>(self),
+                    word::load::<36, _>(self),
+                ],
+            )
+        };
+        (Addr6::from_words(source), Addr6::from_words(destination))
+    }
+
+    /// Writes source and destination.
+    #[inline(always)]
+    pub(crate) fn set_addresses(&mut self, source: Addr6, destination: Addr6) {
+        let ([a, b, c, d], [e, f, g, h]) = (source.words(), destination.words());
+        // SAFETY: all words are in the header, which is borrowed exclusively.
+        unsafe {
+            word::store::<8, _>(self, a);
+            word::store::<12, _>(self, b);
+            word::store::<16, _>(self, c);
+            word::store::<20, _>(self, d);
+            word::store::<24, _>(self, e);
+            word::store::<28, _>(self, f);
+            word::store::<32, _>(self, g);
+            word::store::<36, _>(self, h);
+        }
+    }
 }
 
 /// What the extension headers of IPv6 begin with (RFC 8200, 4.2).

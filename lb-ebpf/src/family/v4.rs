@@ -1,6 +1,6 @@
 //! IPv4.
 
-use lb_common::{Addr4, PROTO_TCP, Settings};
+use lb_common::{Addr4, CacheSlot, CacheUse, PROTO_TCP, Settings};
 
 use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
@@ -28,11 +28,12 @@ impl Family for V4 {
 
     #[inline(always)]
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr4>> {
-        let ip: Ipv4 = *frame.at(l3)?;
+        let ip: &Ipv4 = frame.at(l3)?;
+        let (source, destination) = ip.addresses();
         let plain = ip.version_ihl == 0x45 && ip.fragment & IPV4_FRAGMENT == 0;
         plain.then(|| IpFields {
-            source: Addr4 { bytes: ip.source.to_ne_bytes() },
-            destination: Addr4 { bytes: ip.destination.to_ne_bytes() },
+            source,
+            destination,
             protocol: ip.protocol,
             ttl: ip.ttl,
             header_length: Self::HEADER as u16,
@@ -43,14 +44,15 @@ impl Family for V4 {
 
     #[inline(always)]
     fn read_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr4>> {
-        let ip: Ipv4 = *frame.at(l3)?;
+        let ip: &Ipv4 = frame.at(l3)?;
+        let (source, destination) = ip.addresses();
         let header_length = u16::from(ip.version_ihl & 0x0f) * 4;
         if ip.version_ihl >> 4 != 4 || header_length < Self::HEADER as u16 {
             return None;
         }
         Some(IpFields {
-            source: Addr4 { bytes: ip.source.to_ne_bytes() },
-            destination: Addr4 { bytes: ip.destination.to_ne_bytes() },
+            source,
+            destination,
             protocol: ip.protocol,
             ttl: ip.ttl,
             header_length,
@@ -74,8 +76,7 @@ impl Family for V4 {
         let ip: &mut Ipv4 = frame.at_mut(l3)?;
         ip.ttl = ip.ttl.wrapping_sub(1);
         ip.checksum = checksum::apply(checksum::apply(ip.checksum, TTL_DECREMENT), difference);
-        ip.source = u32::from_ne_bytes(source.bytes);
-        ip.destination = u32::from_ne_bytes(destination.bytes);
+        ip.set_addresses(source, destination);
         Some(())
     }
 
@@ -90,12 +91,10 @@ impl Family for V4 {
         let ip: &mut Ipv4 = frame.at_mut(l3)?;
         let old = ip.checksum;
         ip.checksum = checksum::apply(old, difference);
-        let sum = Sum::default()
-            .word(old, ip.checksum)
-            .address(Addr4 { bytes: ip.source.to_ne_bytes() }, source)
-            .address(Addr4 { bytes: ip.destination.to_ne_bytes() }, destination);
-        ip.source = u32::from_ne_bytes(source.bytes);
-        ip.destination = u32::from_ne_bytes(destination.bytes);
+        let before = ip.addresses();
+        let sum =
+            Sum::default().word(old, ip.checksum).address(before.0, source).address(before.1, destination);
+        ip.set_addresses(source, destination);
         Some(sum)
     }
 
@@ -111,8 +110,7 @@ impl Family for V4 {
         let words = [ip.ttl, ttl].map(|ttl| u16::from_ne_bytes([ttl, ip.protocol]));
         ip.checksum = checksum::apply(ip.checksum, Sum::default().word(words[0], words[1]).fold());
         ip.ttl = ttl;
-        ip.source = u32::from_ne_bytes(source.bytes);
-        ip.destination = u32::from_ne_bytes(destination.bytes);
+        ip.set_addresses(source, destination);
         Some(())
     }
 
@@ -164,6 +162,24 @@ impl Family for V4 {
     #[inline(always)]
     fn half_open() -> (&'static HalfOpenRing<Addr4>, usize) {
         (&maps::HALF_OPEN_V4, 0)
+    }
+
+    #[inline(always)]
+    fn cached(slot: u32) -> Option<&'static mut CacheSlot<Addr4>> {
+        // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
+        // has no use for an earlier reference.
+        maps::CACHED_V4.get_ptr_mut(slot).map(|slot| unsafe { &mut *slot })
+    }
+
+    #[inline(always)]
+    fn cache_use(cpu: u32) -> Option<&'static mut CacheUse> {
+        // SAFETY: as in `cached`.
+        maps::CACHE_USE.get_ptr_mut(cpu).map(|caches| unsafe { &mut (*caches)[0] })
+    }
+
+    #[inline(always)]
+    fn cache_slots() -> u32 {
+        maps::CACHE_SLOTS.load()
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! IPv6.
 
-use lb_common::{Addr6, Address, PROTO_TCP, PROTO_UDP, Settings};
+use lb_common::{Addr6, Address, CacheSlot, CacheUse, PROTO_TCP, PROTO_UDP, Settings};
 
 use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::Sum;
@@ -38,9 +38,10 @@ impl Family for V6 {
     #[inline(always)]
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr6>> {
         let ip: &Ipv6 = frame.at(l3)?;
+        let (source, destination) = ip.addresses();
         is_version_6(ip).then(|| IpFields {
-            source: address(ip.source),
-            destination: address(ip.destination),
+            source,
+            destination,
             protocol: ip.next_header,
             ttl: ip.hop_limit,
             header_length: Self::HEADER as u16,
@@ -71,8 +72,7 @@ impl Family for V6 {
     ) -> Option<()> {
         let ip: &mut Ipv6 = frame.at_mut(l3)?;
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
-        ip.source = source.words();
-        ip.destination = destination.words();
+        ip.set_addresses(source, destination);
         Some(())
     }
 
@@ -85,10 +85,10 @@ impl Family for V6 {
         _difference: u16,
     ) -> Option<Sum> {
         let ip: &mut Ipv6 = frame.at_mut(l3)?;
-        let sum =
-            Sum::default().address(address(ip.source), source).address(address(ip.destination), destination);
-        ip.source = source.words();
-        ip.destination = destination.words();
+        let sum = Sum::default()
+            .address(Addr6::from_words(ip.source), source)
+            .address(Addr6::from_words(ip.destination), destination);
+        (ip.source, ip.destination) = (source.words(), destination.words());
         Some(sum)
     }
 
@@ -102,8 +102,7 @@ impl Family for V6 {
     ) -> Option<()> {
         let ip: &mut Ipv6 = frame.at_mut(l3)?;
         ip.hop_limit = ttl;
-        ip.source = source.words();
-        ip.destination = destination.words();
+        ip.set_addresses(source, destination);
         Some(())
     }
 
@@ -145,6 +144,24 @@ impl Family for V6 {
     #[inline(always)]
     fn half_open() -> (&'static HalfOpenRing<Addr6>, usize) {
         (&maps::HALF_OPEN_V6, 1)
+    }
+
+    #[inline(always)]
+    fn cached(slot: u32) -> Option<&'static mut CacheSlot<Addr6>> {
+        // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
+        // has no use for an earlier reference.
+        maps::CACHED_V6.get_ptr_mut(slot).map(|slot| unsafe { &mut *slot })
+    }
+
+    #[inline(always)]
+    fn cache_use(cpu: u32) -> Option<&'static mut CacheUse> {
+        // SAFETY: as in `cached`.
+        maps::CACHE_USE.get_ptr_mut(cpu).map(|caches| unsafe { &mut (*caches)[1] })
+    }
+
+    #[inline(always)]
+    fn cache_slots() -> u32 {
+        maps::CACHE_SLOTS.load() / 2
     }
 
     #[inline(always)]
@@ -242,12 +259,6 @@ fn read_extensions(frame: &Frame, l3: usize, first: u8) -> Option<Extensions> {
         length = core::hint::black_box(length) & HEADERS_MASK;
     }
     None
-}
-
-#[inline(always)]
-fn address([a, b, c, d]: [u32; 4]) -> Addr6 {
-    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [a, b, c, d].map(u32::to_ne_bytes);
-    Addr6 { bytes: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] }
 }
 
 #[cfg(test)]

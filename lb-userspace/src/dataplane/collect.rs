@@ -15,6 +15,7 @@ use lb_common::flow::is_half_open;
 use lb_common::{Addr4, Addr6, Address, Flow, FlowKey};
 
 use self::verdict::Verdict;
+use super::cached::CachedFlows;
 use super::clock::{Clock, Tick};
 use super::sys::{self, Batch, Cursor};
 
@@ -80,6 +81,8 @@ pub struct Census {
     pub ended: u64,
     /// Of those, the TCP flows whose SYN the backend never answered, by backend id.
     pub unanswered: BTreeMap<u32, u64>,
+    /// Whether flows were marked whose next packets the program turns into RSTs.
+    pub marked: bool,
     /// Flows that idled out and are to be reset: source and destination of a packet to each of their ends. What an
     /// end sends back, the program turns into a RST.
     pub resets: Vec<(SocketAddr, SocketAddr)>,
@@ -104,11 +107,12 @@ pub struct Collector {
     v4: MapData,
     v6: MapData,
     clock: Clock,
+    cached: CachedFlows,
 }
 
 impl Collector {
-    pub(super) const fn new(v4: MapData, v6: MapData, clock: Clock) -> Self {
-        Self { v4, v6, clock }
+    pub(super) const fn new(v4: MapData, v6: MapData, clock: Clock, cached: CachedFlows) -> Self {
+        Self { v4, v6, clock, cached }
     }
 
     /// Walks over all flows once.
@@ -125,6 +129,10 @@ impl Collector {
         Walk::<Addr6>::new(&self.v6, limits, now)
             .run(&mut census)
             .context("cannot walk over connections_v6")?;
+        // Flows that were removed have been idle for longer than any copy of them holds.
+        if census.marked {
+            self.cached.forget()?;
+        }
         Ok(census)
     }
 }
@@ -256,6 +264,7 @@ where
                 for (key, half) in [(&key, &there), (&back_key, &back)] {
                     mark(map, key, half, marks, now)?;
                 }
+                census.marked = true;
                 if is_idle {
                     census.resets.extend(ends(&key, &there));
                     census.resets.extend(ends(&back_key, &back));

@@ -62,7 +62,7 @@ pub struct Connection {
     pub state: State,
     /// Time since it was made.
     pub age: Duration,
-    /// Time since the last packet, of either direction; up to 125 ms too long.
+    /// Time since the last packet, of either direction; up to 250 ms too long.
     pub idle: Duration,
 }
 

@@ -11,6 +11,7 @@ use aya_obj::Object;
 use lb_common::{Event, LAYOUT_VERSION, Settings};
 use tracing::warn;
 
+use super::cached::{self, CachedFlows};
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
@@ -24,8 +25,19 @@ use super::sizes::{CONNECTION_MAPS, Sizes};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
-const SCRATCH_MAPS: [&str; 7] =
-    ["opening_v4", "opening_v6", "scratch_v4", "scratch_v6", "answer", "answer_rates", "event_rates"];
+const SCRATCH_MAPS: [&str; 11] = [
+    "cache_use",
+    "cached_v4",
+    "cached_v6",
+    "generation",
+    "opening_v4",
+    "opening_v6",
+    "scratch_v4",
+    "scratch_v6",
+    "answer",
+    "answer_rates",
+    "event_rates",
+];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +70,8 @@ pub struct Dataplane {
     /// Whether state was taken over.
     pub origin: Origin,
     pub(super) journeys: Journeys,
+    /// The program's copies of flows.
+    pub cached: CachedFlows,
     /// Says what would become of a packet.
     pub explainer: Explainer,
     collector: Option<Collector>,
@@ -100,7 +114,8 @@ impl Dataplane {
             None => Origin::Fresh,
         };
         let mut ebpf = load_object(options, sizes)?;
-        let maps = Maps::take(&mut ebpf)?;
+        let cached = CachedFlows::new(load_program(&mut ebpf, cached::PROGRAM)?)?;
+        let maps = Maps::take(&mut ebpf, cached.try_clone()?)?;
         let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
         let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
         let explainer = Explainer::load(&mut ebpf)?;
@@ -108,10 +123,10 @@ impl Dataplane {
         let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
         let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
-        let collector = Some(Collector::new(v4?, v6?, clock));
+        let collector = Some(Collector::new(v4?, v6?, clock, cached.try_clone()?));
         let pins = options.pins.clone();
         let mut dataplane =
-            Self { ebpf, pins, maps, origin, journeys, explainer, collector, fragments, events };
+            Self { ebpf, pins, maps, origin, journeys, explainer, cached, collector, fragments, events };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,
@@ -187,11 +202,13 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
 
 fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
+    let cached = sizes.cache_slots();
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
         .override_global("TICKS_PER_SECOND", &ticks, true)
         .override_global("HALF_OPEN_PER_CPU", &half_open, true)
+        .override_global("CACHE_SLOTS", &cached, true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for (name, entries) in sizes.of_maps() {
         loader.map_max_entries(name, entries);

@@ -15,6 +15,7 @@ use lb_common::{
     Settings, SourceKey,
 };
 
+use super::cached::CachedFlows;
 use super::sys;
 pub use listeners::{Range, Source};
 
@@ -38,6 +39,7 @@ pub struct Maps {
     listener_counters: PerCpuArray<MapData, Counters>,
     backend_counters: PerCpuArray<MapData, Counters>,
     drops: PerCpuArray<MapData, Drops>,
+    cached: CachedFlows,
 }
 
 /// Takes a map out of the object under its name and as its type.
@@ -52,7 +54,7 @@ macro_rules! take {
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+    pub(super) fn take(ebpf: &mut Ebpf, cached: CachedFlows) -> Result<Self> {
         let Some(Map::ArrayOfMaps(maglev)) = ebpf.map("maglev") else {
             bail!("the eBPF object has no array of maps `maglev`");
         };
@@ -75,6 +77,7 @@ impl Maps {
             listener_counters: take!(ebpf, "listener_counters"),
             backend_counters: take!(ebpf, "backend_counters"),
             drops: take!(ebpf, "drops"),
+            cached,
         })
     }
 
@@ -118,13 +121,14 @@ impl Maps {
         Ok(backends)
     }
 
-    /// Writes a backend under its id; the default value frees the id.
+    /// Writes a backend under its id; the default value frees the id. Holds for the next packet.
     ///
     /// # Errors
     ///
     /// If the id is out of range.
     pub fn set_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
-        self.backends.set(id, backend, 0).with_context(|| format!("cannot write backend {id}"))
+        self.backends.set(id, backend, 0).with_context(|| format!("cannot write backend {id}"))?;
+        self.cached.forget()
     }
 
     /// The names of all sets, with their ids.

@@ -9,6 +9,7 @@
 //! | `interfaces` | tells the program the MACs and MTUs of the interfaces it is attached to |
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
+//! | `cached` | makes the program forget its copies of flows |
 //! | `collect` | ends idle flows, counts live ones |
 //! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `explain` | asks the loaded program what would become of a packet |
@@ -18,6 +19,7 @@
 //! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
 
 pub mod attach;
+pub mod cached;
 pub mod clock;
 pub mod collect;
 pub mod connections;

@@ -1,13 +1,20 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result};
-use lb_common::{HALF_OPEN_SLOTS, MIN_HALF_OPEN_PER_CPU};
+use lb_common::cache::WAYS;
+use lb_common::{HALF_OPEN_SLOTS, MAX_CACHE_SLOTS, MIN_HALF_OPEN_PER_CPU};
 
 /// Maps that hold flows.
 pub(super) const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
 
 /// Maps that hold, for each CPU, the flows that may have to go first.
 const HALF_OPEN_MAPS: [&str; 2] = ["half_open_v4", "half_open_v6"];
+
+/// The caches in front of the connection maps. They belong to the programs of one load.
+pub(super) const CACHES: [&str; 3] = ["cached_v4", "cached_v6", "cache_use"];
+
+/// Slots of each CPU in the cache of IPv4 flows at least.
+const MIN_CACHE_SLOTS: u32 = 1 << 9;
 
 /// Room for flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +36,14 @@ impl Sizes {
         if share > MIN_HALF_OPEN_PER_CPU { share } else { MIN_HALF_OPEN_PER_CPU }
     }
 
+    /// Slots in the cache of IPv4 flows of each CPU, a power of two. Over all CPUs there is room for at most
+    /// `max_connections` flows.
+    pub(super) const fn cache_slots(self) -> u32 {
+        let share = self.max_connections / self.cpus / WAYS as u32;
+        let share = if share < MIN_CACHE_SLOTS { MIN_CACHE_SLOTS } else { share };
+        1 << (if share > MAX_CACHE_SLOTS { MAX_CACHE_SLOTS } else { share }).ilog2()
+    }
+
     /// Entries of a connection map: two for each flow, half-open ones on top, so that they take no room from others.
     const fn connection_entries(self) -> u32 {
         self.max_connections.saturating_add(self.half_open()).saturating_mul(2)
@@ -47,6 +62,9 @@ impl Sizes {
     pub(super) fn entries(self, map: &str) -> Option<u32> {
         match map {
             _ if CONNECTION_MAPS.contains(&map) => Some(self.connection_entries()),
+            "cache_use" => Some(self.cpus),
+            "cached_v4" => Some(self.cache_slots().saturating_mul(self.cpus)),
+            "cached_v6" => Some((self.cache_slots() / 2).saturating_mul(self.cpus)),
             _ if HALF_OPEN_MAPS.contains(&map) => Some(self.half_open_per_cpu()),
             _ => None,
         }
@@ -54,7 +72,7 @@ impl Sizes {
 
     /// All maps that [`Sizes::entries`] has an answer for.
     pub(super) fn of_maps(self) -> impl Iterator<Item = (&'static str, u32)> {
-        let maps = CONNECTION_MAPS.into_iter().chain(HALF_OPEN_MAPS);
+        let maps = CONNECTION_MAPS.into_iter().chain(HALF_OPEN_MAPS).chain(CACHES);
         maps.filter_map(move |map| Some((map, self.entries(map)?)))
     }
 }
@@ -73,5 +91,12 @@ mod tests {
         assert_eq!(sizes.flows(2 * (65_536 + 131_072)), 65_536);
         let many = Sizes { max_connections: 1024, cpus: 256 };
         assert_eq!(many.half_open_per_cpu(), 4096);
+    }
+
+    #[test]
+    fn each_cpu_caches_its_share_of_flows() {
+        let cached = |max_connections, cpus| Sizes { max_connections, cpus }.cache_slots();
+        assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 16, 1 << 16));
+        assert_eq!(cached(1_000_000, 64), 4096);
     }
 }

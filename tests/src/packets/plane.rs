@@ -83,6 +83,7 @@ impl Plane {
         clear::<FragmentKey, FragmentPorts>(loaded.map("fragments")?)?;
         loaded.change_rates(|_| RateWindow::default())?;
         while loaded.held()?.is_some() {}
+        loaded.dataplane.cached.forget()?;
         IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(loaded);
         Ok(())
     }
@@ -112,6 +113,7 @@ impl Loaded {
 
     /// Makes everything that remembers a time older: by at least this time, ticks being coarse.
     pub(super) fn age(&mut self, time: Duration) -> Result<()> {
+        self.dataplane.cached.forget()?;
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
         let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
         let ticks = u32::try_from(ticks).context("too long a time")?;
@@ -133,6 +135,7 @@ impl Loaded {
 
     /// Marks all TCP flows as ended by the controller.
     pub(super) fn cut(&mut self) -> Result<()> {
+        self.dataplane.cached.forget()?;
         change::<Addr4>(self.map("connections_v4")?, cut)?;
         change::<Addr6>(self.map("connections_v6")?, cut)
     }
@@ -163,6 +166,7 @@ impl Loaded {
 
     /// Makes every flow belong to this backend.
     pub(super) fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
+        self.dataplane.cached.forget()?;
         change::<Addr4>(self.map("connections_v4")?, |_, half| half.backend = id)?;
         change::<Addr6>(self.map("connections_v6")?, |_, half| half.backend = id)
     }

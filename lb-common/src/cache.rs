@@ -1,0 +1,149 @@
+//! The exact-match cache in front of the connection maps.
+
+use crate::{Address, FlowKey, NextHop};
+
+/// Flows that share a slot of the cache.
+pub const WAYS: usize = 2;
+
+/// Value of the maps `cached_v4` and `cached_v6`: a few flows that share a slot.
+pub type CacheSlot<A> = [CachedFlow<A>; WAYS];
+
+/// An entry of the cache: all that a packet of an established flow needs, in one cache line (IPv6:
+/// two). Each CPU has slots of its own, so nobody else writes an entry while it is read.
+///
+/// An entry is a copy, and what makes it stale is noticed in one of two ways. Whoever changes what it was made of raises
+/// the generation, which is part of [`CachedFlow::guard`]. And it holds for [`crate::SEEN_PER_SECOND`]th of a second
+/// only, counted from the flow's `last_seen`: then the flow itself is looked at again, which is when its `last_seen` is due anyway.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct CachedFlow<A> {
+    /// The tuple of the packets, as they arrive.
+    pub key: FlowKey<A>,
+    /// Who sends the packets on the link, and the generation: both must be as they were.
+    pub guard: u32,
+    /// [`crate::Flow::last_seen`] when it was copied.
+    pub since: u32,
+    /// Where the packets go. With IPv6 the first cache line ends here; what follows is read once the entry is found.
+    pub next_hop: NextHop,
+    /// As in [`crate::Flow`].
+    pub source: A,
+    /// As in [`crate::Flow`].
+    pub destination: A,
+    /// As in [`crate::Flow`].
+    pub source_port: u16,
+    /// As in [`crate::Flow`].
+    pub destination_port: u16,
+    /// As in [`crate::Flow`].
+    pub ip_difference: u16,
+    /// As in [`crate::Flow`].
+    pub l4_difference: u16,
+    /// Id of the backend.
+    pub backend: u16,
+    /// Id of the listener.
+    pub listener: u16,
+    /// MTU of the link that the packets leave by, in bytes from the IP header on; 0 when unknown.
+    pub mtu: u16,
+    /// As in [`crate::Flow`].
+    pub direction: u8,
+    /// Padding.
+    pub _pad: u8,
+}
+
+/// How a CPU gets on with its cache. Where more flows are under way than it holds, looking into it costs more than it
+/// saves, and the CPU does without for a while.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct CacheUse {
+    /// Packets of known flows that were found in it, since they were counted last.
+    pub hits: u32,
+    /// Packets of known flows that were not.
+    pub misses: u32,
+    /// Packets that it is not asked for.
+    pub pause: u32,
+}
+
+/// What the tuple of a packet is hashed to, for its slot in the cache. Two rounds of multiplication: a collision costs a
+/// lookup and nothing else.
+#[inline(always)]
+pub fn slot_hash<A: Address>(key: &FlowKey<A>) -> u32 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let double = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    let round = |state: u64, word: u64| {
+        let product = (state ^ word).wrapping_mul(FACTOR);
+        product ^ (product >> 32)
+    };
+    let ([a, b, c, d], [e, f, g, h]) = (key.source.words(), key.destination.words());
+    let rest =
+        double(u32::from(key.source_port) << 16 | u32::from(key.destination_port), key.protocol.into());
+    let state = if A::VERSION == 4 {
+        round(double(a, e), 0)
+    } else {
+        round(round(round(round(0, double(a, b)), double(c, d)), double(e, f)), double(g, h))
+    };
+    (round(state, rest) >> 16) as u32
+}
+
+const _: () = assert!(size_of::<CachedFlow<crate::Addr4>>() == 64);
+const _: () = assert!(size_of::<CachedFlow<crate::Addr6>>() == 128);
+// Ids that are 32 bits wide elsewhere.
+const _: () = assert!(crate::MAX_BACKENDS <= 1 << 16 && crate::MAX_LISTENERS <= 1 << 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Addr4, Addr6, PROTO_TCP, PROTO_UDP};
+
+    const SLOTS: usize = 1 << 12;
+
+    /// The share of slots that as many flows as there are slots fall into; 63 % if they fall at random.
+    fn spread<A: Address>(keys: impl Iterator<Item = FlowKey<A>>) -> usize {
+        let mut used = [false; SLOTS];
+        keys.take(SLOTS).for_each(|key| used[slot_hash(&key) as usize % SLOTS] = true);
+        100 * used.iter().filter(|&&used| used).count() / SLOTS
+    }
+
+    fn keys_v4() -> impl Iterator<Item = FlowKey<Addr4>> {
+        (0..=u16::MAX).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            FlowKey {
+                source: Addr4 { bytes: [10, 9, high, low] },
+                destination: Addr4 { bytes: [10, 0, 0, 100] },
+                source_port: 20_000,
+                destination_port: 80,
+                protocol: PROTO_TCP,
+                _pad: [0; 3],
+            }
+        })
+    }
+
+    fn keys_v6(vary_port: bool) -> impl Iterator<Item = FlowKey<Addr6>> {
+        (0..=u16::MAX).map(move |number| {
+            let mut source = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+            if !vary_port {
+                source[14..].copy_from_slice(&number.to_be_bytes());
+            }
+            FlowKey {
+                source: Addr6 { bytes: source },
+                destination: Addr6 { bytes: [0xfd; 16] },
+                source_port: if vary_port { number } else { 20_000 },
+                destination_port: 80,
+                protocol: PROTO_UDP,
+                _pad: [0; 3],
+            }
+        })
+    }
+
+    #[test]
+    fn neighbouring_clients_and_ports_fall_into_slots_of_their_own() {
+        for share in [
+            spread(keys_v4()),
+            spread(keys_v4().map(|key| FlowKey { source_port: key.source.words()[0] as u16, ..key })),
+            spread(keys_v4().map(FlowKey::reversed)),
+            spread(keys_v6(false)),
+            spread(keys_v6(true)),
+            spread(keys_v6(true).map(FlowKey::reversed)),
+        ] {
+            assert!((58..=100).contains(&share), "{share} %");
+        }
+    }
+}
