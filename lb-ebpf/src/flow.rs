@@ -284,16 +284,16 @@ pub(crate) fn open<'a, F: Family>(
     write_answering_half(frame, packet, choice, &mut opening.half).ok_or(drop(Reason::Malformed))?;
     snat::claim::<F, true>(&packet.key, choice, opening, keys).map_err(drop)?;
     turn_to_backend::<F>(packet, opening);
-    let inserted = F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok();
-    if inserted {
+    if F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok() {
         count::new_flow(listener.id, backend_id);
         half_open::enter::<F>(&packet.key, opening.half.created);
-    } else {
-        let _ = F::connections().remove(&opening.answers);
+        let Backend { next_hop, mtu, .. } = *choice.backend;
+        return Ok(Known { flow: &opening.half, next_hop, mtu });
     }
+    let _ = F::connections().remove(&opening.answers);
     // SAFETY: as in `find`.
     let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
-    // Where another CPU was first, its choice holds, and it may have chosen from another rotation.
+    // Another CPU was first: its choice holds, and it may have chosen from another rotation.
     let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
     if !backend.next_hop.is_resolved() {
         return Err(drop(Reason::NextHopUnresolved));

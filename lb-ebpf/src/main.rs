@@ -92,13 +92,22 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
             }
             carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
         }
-        // One small lookup settles the most common case of all: traffic of the host itself.
-        flow::Short::Unknown if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none() => {
-            count::reason(Reason::NotOurs as u32, 0);
-            XDP_PASS
-        }
-        _ => long_way::<F>(ctx),
+        flow::Short::Unknown => unknown::<F>(ctx, packet),
+        flow::Short::Unusual => long_way::<F>(ctx),
     }
+}
+
+/// The journey of a plain packet without a flow.
+#[inline(always)]
+fn unknown<F: Family>(ctx: &XdpContext, packet: Packet<F::Addr>) -> u32 {
+    // One small lookup settles the most common case of all: traffic of the host itself.
+    if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none() {
+        count::reason(Reason::NotOurs as u32, 0);
+        return XDP_PASS;
+    }
+    let Some(scratch) = F::scratch() else { return XDP_DROP };
+    scratch.packet = packet;
+    call(ctx, F::BEGIN)
 }
 
 /// The journey of any IPv4 packet.
