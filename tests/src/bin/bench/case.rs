@@ -98,6 +98,12 @@ impl Case {
         all.map(|(family, flows, subject)| Self { subject, family, flows }).collect()
     }
 
+    /// What is measured again while another CPU does the same.
+    pub(crate) fn beside() -> Vec<Self> {
+        let of = |family| [1, SOME].map(|flows| Self { subject: Subject::TcpToBackend, family, flows });
+        Family::ALL.into_iter().flat_map(of).collect()
+    }
+
     /// The packet of flow 0. That of a backend's answer depends on the flow's SNAT port and is not known here.
     pub(crate) fn packet(&self) -> Packet {
         let Self { family, subject, .. } = *self;

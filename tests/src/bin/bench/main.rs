@@ -3,6 +3,7 @@
 
 mod balancer;
 mod case;
+mod chart;
 mod measure;
 mod packet;
 mod replay;
@@ -13,11 +14,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 
 use crate::case::Case;
-use crate::measure::Bench;
+use crate::measure::{Bench, Cpus, stay_on};
+use crate::replay::Replay;
 use crate::report::{Measured, Report};
 
 #[derive(Parser)]
@@ -32,21 +32,30 @@ struct Options {
     /// Where to write the report, as JSON.
     #[arg(long)]
     report: PathBuf,
+    /// A folder to keep the report in besides, as Markdown with a chart.
+    #[arg(long, value_name = "FOLDER")]
+    save: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    stay_on_one_cpu()?;
+    let cpus = Cpus::find()?;
+    stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
     let mut bench = Bench::prepare(&options.object)?;
     let mut measured: Vec<Measured> = Case::all().into_iter().map(|case| (case, Vec::new())).collect();
+    let mut companion = Replay::load(&options.object)?;
+    let mut beside: Vec<Measured> = Case::beside().into_iter().map(|case| (case, Vec::new())).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for (case, samples) in &mut measured {
             samples.push(bench.measure(case)?);
         }
+        for ((case, samples), cpu) in beside.iter_mut().zip(cpus.other.into_iter().cycle()) {
+            samples.push(bench.measure_beside(case, &mut companion, cpu)?);
+        }
     }
-    let report = Report::new(&measured);
+    let report = Report::new(&measured, &beside);
     println!("\n{report}");
     let path = &options.report;
     if let Some(folder) = path.parent() {
@@ -55,15 +64,9 @@ fn main() -> Result<()> {
     fs::write(path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     println!("every sample: {}", path.display());
+    if let Some(folder) = &options.save {
+        report.save(folder)?;
+        println!("kept in {}", folder.display());
+    }
     Ok(())
-}
-
-/// Keeps caches and per-CPU maps warm: the last CPU, since interrupts mostly go to the first.
-fn stay_on_one_cpu() -> Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).context("cannot ask for the CPUs to run on")?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or_default());
-    let mut only = CpuSet::new();
-    only.set(last.unwrap_or_default())?;
-    sched_setaffinity(this, &only).context("cannot choose a CPU to run on")
 }

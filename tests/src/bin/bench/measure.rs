@@ -1,10 +1,14 @@
 //! Measuring, and not believing a time before verdicts, counters and packets are right.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::programs::ProgramFd;
 use lb_common::{Counters, Traffic};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::balancer::Balancer;
 use crate::case::{Case, MANY, Subject};
@@ -155,4 +159,67 @@ fn check_packets(replay: &mut Replay, balancer: &Balancer, case: &Case, packet: 
         );
     }
     Ok(())
+}
+
+/// The CPUs this process may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpus {
+    /// The one everything is measured on: the last, since interrupts mostly go to the first.
+    pub(crate) own: usize,
+    /// Another, if there is one.
+    pub(crate) other: Option<usize>,
+}
+
+impl Cpus {
+    /// Finds them.
+    pub(crate) fn find() -> Result<Self> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot ask for the CPUs to run on")?;
+        let mut cpus = (0..CpuSet::count()).rev().filter(|cpu| allowed.is_set(*cpu).unwrap_or_default());
+        Ok(Self { own: cpus.next().unwrap_or_default(), other: cpus.next() })
+    }
+}
+
+/// Keeps the calling thread on a CPU: caches and per-CPU maps stay warm.
+pub(crate) fn stay_on(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &only).context("cannot choose a CPU to run on")
+}
+
+impl Bench {
+    /// Measures a case of established flows while another CPU runs the same program on the same flows: nanoseconds for a
+    /// packet, replaying included. `companion` is a replay that nobody else uses.
+    pub(crate) fn measure_beside(&mut self, case: &Case, companion: &mut Replay, cpu: usize) -> Result<f64> {
+        let packet = case.packet();
+        let program = self.established.program()?;
+        self.replay.aim(&program)?;
+        companion.aim(&program)?;
+        let (begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let beside = scope.spawn(|| -> Result<()> {
+                stay_on(cpu)?;
+                while !is_over.load(Ordering::Relaxed) {
+                    companion.run(&packet, case.flows, MANY / 16)?;
+                    begun.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            });
+            while !begun.load(Ordering::Relaxed) && !beside.is_finished() {
+                thread::yield_now();
+            }
+            let mut nanoseconds = f64::INFINITY;
+            let mut measured = Ok(());
+            for _ in 0..case.attempts() {
+                match self.replay.run(&packet, case.flows, case.packets()) {
+                    Ok(run) => nanoseconds = nanoseconds.min(run.nanoseconds),
+                    Err(error) => measured = Err(error),
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            beside.join().map_err(|_| anyhow!("the other CPU's thread panicked"))??;
+            measured?;
+            ensure!(nanoseconds.is_finite(), "nothing was measured");
+            Ok(nanoseconds)
+        })
+    }
 }

@@ -28,6 +28,14 @@ pub(crate) enum Family {
 impl Family {
     pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
+    /// What it is called.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     /// Length of every replayed frame, in bytes; `lb-ebpf/src/bench.rs` says the same in words.
     pub(crate) const fn frame_length(self) -> usize {
         match self {

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::case::{Case, MANY, Subject};
+use crate::chart::{self, Bar};
 
 /// What was measured, where, and how.
 #[derive(Debug, Serialize)]
@@ -15,6 +18,15 @@ pub(crate) struct Report {
     unit_hot: Summary,
     unit_cold: Summary,
     rows: Vec<Row>,
+    beside: Vec<Beside>,
+}
+
+/// What a packet costs while another CPU treats packets of the same flows, beside what it costs alone.
+#[derive(Debug, Serialize)]
+struct Beside {
+    #[serde(flatten)]
+    case: Case,
+    ratio: Summary,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,7 +77,7 @@ pub(crate) type Measured = (Case, Vec<f64>);
 
 impl Report {
     /// Differences and ratios are taken within each round, so that what slows a whole round down cancels out.
-    pub(crate) fn new(measured: &[Measured]) -> Self {
+    pub(crate) fn new(measured: &[Measured], beside: &[Measured]) -> Self {
         let rounds = measured.first().map_or(0, |(_, samples)| samples.len());
         let times = Times { measured };
         let (hot, cold) = (times.unit(1), times.unit(MANY));
@@ -76,6 +88,7 @@ impl Report {
             unit_hot: Summary::of(hot.into_iter()),
             unit_cold: Summary::of(cold.into_iter()),
             rows,
+            beside: beside.iter().map(|(case, samples)| times.beside(*case, samples)).collect(),
         }
     }
 }
@@ -104,6 +117,12 @@ impl Times<'_> {
             units,
             samples: samples.to_vec(),
         }
+    }
+
+    /// The cost of a case that was measured beside another CPU, in costs of the case alone.
+    fn beside(&self, case: Case, samples: &[f64]) -> Beside {
+        let cost = difference(samples, self.samples(Case { subject: Subject::Replay, ..case }));
+        Beside { case, ratio: ratios(&cost, &self.cost(case)) }
     }
 
     /// One lookup: what it adds to the floor.
@@ -150,6 +169,64 @@ impl Machine {
     }
 }
 
+impl Report {
+    /// Writes `packet.md` and `packet.svg` into a folder.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let bars = self.rows.iter().filter_map(|row| {
+            let Summary { median, least, most } = row.above_floor?;
+            let flows =
+                if row.case.flows == 1 { String::new() } else { format!(", {} flows", row.case.flows) };
+            let label = format!("{} {}{flows}", row.case.family.name(), row.name);
+            Some(Bar { label, family: row.case.family, nanoseconds: [median, least, most] })
+        });
+        let title = "A packet's cost above the floor: median, least and most";
+        chart::draw(&folder.join("packet.svg"), title, &bars.collect::<Vec<_>>())?;
+        let path = folder.join("packet.md");
+        fs::write(&path, self.document()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn document(&self) -> String {
+        let Machine { processor, cpus, kernel } = &self.machine;
+        let table: String = self.rows.iter().map(Row::line).collect();
+        let beside: String = self.beside.iter().map(Beside::line).collect();
+        format!(
+            "# What a packet costs\n\n\
+             Written by `cargo xtask bench --save docs/benchmarks`: the loaded program, run by BPF_PROG_TEST_RUN on one CPU. A program \
+             that is repeated sees its own output, so another one lays the packet anew each time and calls it; what that costs is \
+             measured with an empty program in the same round and subtracted. Verdict, bytes and counters are checked before a time \
+             counts. The *floor* parses, swaps the MACs and sends; the *unit* is one lookup in an LRU hash map with 16-byte keys, which \
+             says more than nanoseconds of a machine that others use too.\n\n\
+             {processor}, {cpus} CPUs, Linux {kernel}; {} rounds; median (least - most), ns a packet. One unit: {} hot, {} over {MANY} keys.\n\n\
+             ![The same as a picture](packet.svg)\n\n\
+             | case | | flows | above replaying | above the floor | units |\n\
+             | --- | --- | ---: | ---: | ---: | ---: |\n{table}\n\
+             Two CPUs inside at once, on the same flows, in costs of one CPU alone:\n\n\
+             | case | | flows | times |\n| --- | --- | ---: | ---: |\n{beside}",
+            self.rounds, self.unit_hot, self.unit_cold
+        )
+    }
+}
+
+impl Beside {
+    /// A line of a table in Markdown.
+    fn line(&self) -> String {
+        let Self { case, ratio: Summary { median, least, most } } = self;
+        let (name, family, flows) = (case.subject.name(), case.family.name(), case.flows);
+        format!("| {name} | {family} | {flows} | {median:.2} ({least:.2} - {most:.2}) |\n")
+    }
+}
+
+impl Row {
+    /// A line of a table in Markdown.
+    fn line(&self) -> String {
+        let above = self.above_floor.map_or(String::new(), |above| above.to_string());
+        let units = self.units.map_or(String::new(), |units| format!("{:.2}", units.median));
+        let Self { name, case, cost, .. } = self;
+        format!("| {name} | {} | {} | {cost} | {above} | {units} |\n", case.family.name(), case.flows)
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { processor, cpus, kernel } = &self.machine;
@@ -166,6 +243,12 @@ impl fmt::Display for Report {
             write!(f, "{:<22} ", row.cost.to_string())?;
             write!(f, "{:<22} ", row.above_floor.map_or(String::new(), |above| above.to_string()))?;
             writeln!(f, "{}", row.units.map_or(String::new(), |units| format!("{:.2}", units.median)))?;
+        }
+        for Beside { case, ratio } in &self.beside {
+            let Summary { median, least, most } = ratio;
+            let (name, family, flows) = (case.subject.name(), case.family.name(), case.flows);
+            write!(f, "two CPUs at once: {name}, {family}, {flows} flows: ")?;
+            writeln!(f, "{median:.2} times the cost of one ({least:.2} - {most:.2})")?;
         }
         writeln!(f)?;
         writeln!(
