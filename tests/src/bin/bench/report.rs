@@ -173,14 +173,16 @@ impl Report {
     /// Writes `packet.md` and `packet.svg` into a folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let bars = self.rows.iter().filter_map(|row| {
+        // New flows cost so much more that beside them nothing else could be told apart.
+        let rows = self.rows.iter().filter(|row| row.case.subject != Subject::NewTcp);
+        let bars = rows.filter_map(|row| {
             let Summary { median, least, most } = row.above_floor?;
             let flows =
                 if row.case.flows == 1 { String::new() } else { format!(", {} flows", row.case.flows) };
             let label = format!("{} {}{flows}", row.case.family.name(), row.name);
             Some(Bar { label, family: row.case.family, nanoseconds: [median, least, most] })
         });
-        let title = "A packet's cost above the floor: median, least and most";
+        let title = "Cost of a packet above the floor, new flows apart: median, least and most";
         chart::draw(&folder.join("packet.svg"), title, &bars.collect::<Vec<_>>())?;
         let path = folder.join("packet.md");
         fs::write(&path, self.document()).with_context(|| format!("cannot write {}", path.display()))
