@@ -5,7 +5,7 @@
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -15,6 +15,7 @@ use tracing::debug;
 use self::sources::HeldSources;
 use super::desired::{Desired, DesiredSet, ListenerOrd};
 use super::ids::Ids;
+use super::rotation::Holders;
 use crate::dataplane::maps::Range;
 use crate::dataplane::{Census, Maps, maglev};
 
@@ -64,6 +65,20 @@ impl Applier {
     /// The backends in the maps, those included that the configuration has lost and that still drain.
     pub const fn backends(&self) -> &BTreeMap<u32, Backend> {
         &self.held.backends
+    }
+
+    /// Who holds the active role of each set, as far as the maps tell: whoever alone is in the rotation.
+    pub fn holders(&self) -> Holders {
+        let mut rotations: BTreeMap<u32, Vec<SocketAddr>> = BTreeMap::new();
+        for backend in self.held.backends.values().filter(|backend| backend.has(Backend::IN_ROTATION)) {
+            let socket = SocketAddr::new(backend.address.into(), backend.port);
+            rotations.entry(backend.set).or_default().push(socket);
+        }
+        let alone = rotations.into_iter().filter_map(|(set, rotation)| match rotation[..] {
+            [holder] => Some((self.ids.name_of_set(set)?.to_owned(), holder)),
+            _ => None,
+        });
+        alone.collect()
     }
 
     /// Writes what differs.
