@@ -17,7 +17,7 @@ use super::desired::{Desired, DesiredSet, ListenerOrd};
 use super::ids::Ids;
 use super::rotation::Holders;
 use crate::dataplane::maps::Range;
-use crate::dataplane::{Census, Maps, maglev};
+use crate::dataplane::{Census, Maps};
 
 /// The controller's knowledge of the maps.
 #[derive(Debug, Default)]
@@ -135,16 +135,22 @@ impl Applier {
     }
 
     fn apply_sets(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
+        let mut changed = Vec::new();
         for (&id, set) in &desired.sets {
             let held = self.held.sets.get(&id);
             if held.is_none() {
                 maps.set_set_name(id, &set.name)?;
+                self.held.sets.insert(id, None);
             }
-            if held != Some(&Some(set.clone())) {
-                maps.set_table(id, &maglev::build(&set.rotation))?;
-                debug!(set = set.name, rotation = set.rotation.len(), "installed a new table");
-                self.held.sets.insert(id, Some(set.clone()));
+            if held.and_then(Option::as_ref) != Some(set) {
+                changed.push((id, set));
             }
+        }
+        let rotations: Vec<_> = changed.iter().map(|(id, set)| (*id, set.rotation.as_slice())).collect();
+        maps.set_tables(&rotations)?;
+        for (id, set) in changed {
+            debug!(set = set.name, rotation = set.rotation.len(), "installed a new table");
+            self.held.sets.insert(id, Some(set.clone()));
         }
         Ok(())
     }

@@ -112,8 +112,7 @@ fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
         dataplane.maps.set_backend(id, &backend)?;
         members.push(Member { address, id, weight: 1 });
     }
-    let table = maglev::build(&members);
-    dataplane.maps.set_table(set, &table)?;
+    dataplane.maps.set_tables(&[(set, &members)])?;
     Ok(table)
 }
 
