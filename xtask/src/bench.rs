@@ -14,6 +14,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         Some((part, rest)) if part == "checks" => checks(rest),
         Some((part, rest)) if part == "flows" => flows(rest),
+        Some((part, rest)) if part == "reload" => reload(rest),
         _ => packets(arguments),
     }
 }
@@ -44,5 +45,15 @@ fn flows(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build])?;
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "flow_load", "--"]);
+    command::hand_over(cargo.args(arguments))
+}
+
+/// Runs the binary `reload` of the tests crate against an optimised `lb`: reloads of a large configuration.
+fn reload(arguments: &[String]) -> Result<()> {
+    setup::require_root("bench", "makes network namespaces")?;
+    setup::ensure(&[Group::Build, Group::Test])?;
+    build::lb(true)?;
+    let mut cargo = cargo();
+    cargo.args(["run", "--release", "--package", "lb-tests", "--bin", "reload", "--"]);
     command::hand_over(cargo.args(arguments))
 }

@@ -84,13 +84,6 @@ impl<'d> Findings<'d> {
         format!("line {}", self.source.position(find(self.root, path).span.start).line)
     }
 
-    /// Paths with an error so far.
-    pub(super) fn refused_paths(&self) -> HashSet<String> {
-        let diagnostics = self.diagnostics.borrow();
-        let errors = diagnostics.iter().filter(|(_, diagnostic)| diagnostic.severity == Severity::Error);
-        errors.map(|(_, diagnostic)| diagnostic.path.clone()).collect()
-    }
-
     /// Everything found, in the order of the file.
     pub(super) fn conclude(self) -> Report {
         let mut diagnostics = self.diagnostics.into_inner();

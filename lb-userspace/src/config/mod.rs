@@ -1,9 +1,8 @@
 //! The configuration file: what may stand in it, what it means, and everything that is wrong with it at once.
 //!
 //! The text goes through these steps, each of which adds to the same [findings](Report) and leaves the rest
-//! to be judged: TOML syntax, each section by itself, what this version cannot do yet, the rules between
-//! sections, and the host the file is for. A file without an error is a [`Config`] with every default spelled
-//! out.
+//! to be judged: TOML syntax, each section by itself, the rules between sections, and the host the file is for.
+//! A file without an error is a [`Config`] with every default spelled out.
 
 mod backend_set;
 mod dns_name;
@@ -28,7 +27,6 @@ mod source;
 mod syntax;
 #[cfg(test)]
 mod tests;
-mod unsupported;
 mod words;
 
 use std::fs::File;
@@ -82,7 +80,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 /// # Errors
 /// Everything that is wrong with the text.
 pub fn parse(source: &str, file_name: &str) -> Result<Loaded, Report> {
-    judge(source, file_name, Scope { host: None, not_yet: true })
+    judge(source, file_name, None)
 }
 
 /// Judges a text and whether it suits a host.
@@ -91,18 +89,10 @@ pub fn parse(source: &str, file_name: &str) -> Result<Loaded, Report> {
 /// Everything that is wrong with the text, interfaces that the host does not have and files that cannot be
 /// used.
 pub fn parse_for(source: &str, file_name: &str, host: &dyn HostFacts) -> Result<Loaded, Report> {
-    judge(source, file_name, Scope { host: Some(host), not_yet: true })
+    judge(source, file_name, Some(host))
 }
 
-/// How far a text is judged.
-struct Scope<'h> {
-    /// The host it is for, if that matters.
-    host: Option<&'h dyn HostFacts>,
-    /// Whether to refuse what this version cannot do yet. Tests of the rules for such keys look behind it.
-    not_yet: bool,
-}
-
-fn judge(text: &str, file_name: &str, scope: Scope<'_>) -> Result<Loaded, Report> {
+fn judge(text: &str, file_name: &str, host: Option<&dyn HostFacts>) -> Result<Loaded, Report> {
     let source = Source::new(file_name, text);
     let (root, syntax_errors) = DeTable::parse_recoverable(source.text);
     let findings = Findings::new(&source, &root, &syntax_errors);
@@ -110,11 +100,8 @@ fn judge(text: &str, file_name: &str, scope: Scope<'_>) -> Result<Loaded, Report
     if syntax::rest_is_sound(source.text, &root, &syntax_errors) {
         let (facts, complete) = sections::read(&findings);
         config = complete;
-        if scope.not_yet {
-            unsupported::refuse(&findings);
-        }
         rules::judge(&findings, &facts);
-        if let Some(host) = scope.host {
+        if let Some(host) = host {
             host::judge(&findings, &facts, host);
         }
     }

@@ -1,7 +1,7 @@
 //! A valid configuration, every default spelled out. Field names, units and defaults are those of the file.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -183,6 +183,13 @@ pub struct Backend {
     pub drain: bool,
     /// No traffic, no checks.
     pub offline: bool,
+}
+
+impl Backend {
+    /// Address and port: who it is, whatever its name.
+    pub const fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
 }
 
 /// `[backend_set.NAME.health_check]`

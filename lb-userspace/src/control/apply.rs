@@ -5,7 +5,7 @@
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -15,8 +15,9 @@ use tracing::debug;
 use self::sources::HeldSources;
 use super::desired::{Desired, DesiredSet, ListenerOrd};
 use super::ids::Ids;
+use super::rotation::Holders;
 use crate::dataplane::maps::Range;
-use crate::dataplane::{Census, Maps, maglev};
+use crate::dataplane::{Census, Maps};
 
 /// The controller's knowledge of the maps.
 #[derive(Debug, Default)]
@@ -64,6 +65,20 @@ impl Applier {
     /// The backends in the maps, those included that the configuration has lost and that still drain.
     pub const fn backends(&self) -> &BTreeMap<u32, Backend> {
         &self.held.backends
+    }
+
+    /// Who holds the active role of each set, as far as the maps tell: whoever alone is in the rotation.
+    pub fn holders(&self) -> Holders {
+        let mut rotations: BTreeMap<u32, Vec<SocketAddr>> = BTreeMap::new();
+        for backend in self.held.backends.values().filter(|backend| backend.has(Backend::IN_ROTATION)) {
+            let socket = SocketAddr::new(backend.address.into(), backend.port);
+            rotations.entry(backend.set).or_default().push(socket);
+        }
+        let alone = rotations.into_iter().filter_map(|(set, rotation)| match rotation[..] {
+            [holder] => Some((self.ids.name_of_set(set)?.to_owned(), holder)),
+            _ => None,
+        });
+        alone.collect()
     }
 
     /// Writes what differs.
@@ -120,16 +135,23 @@ impl Applier {
     }
 
     fn apply_sets(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
+        let mut changed = Vec::new();
         for (&id, set) in &desired.sets {
             let held = self.held.sets.get(&id);
             if held.is_none() {
                 maps.set_set_name(id, &set.name)?;
             }
-            if held != Some(&Some(set.clone())) {
-                maps.set_table(id, &maglev::build(&set.rotation))?;
-                debug!(set = set.name, rotation = set.rotation.len(), "installed a new table");
-                self.held.sets.insert(id, Some(set.clone()));
+            if held.and_then(Option::as_ref) != Some(set) {
+                // Until all of its table is there: the set exists, its table has to be written.
+                self.held.sets.insert(id, None);
+                changed.push((id, set));
             }
+        }
+        let rotations: Vec<_> = changed.iter().map(|(id, set)| (*id, set.rotation.as_slice())).collect();
+        maps.set_tables(&rotations)?;
+        for (id, set) in changed {
+            debug!(set = set.name, rotation = set.rotation.len(), "installed a new table");
+            self.held.sets.insert(id, Some(set.clone()));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What the controller knows of the health of each backend, from the first result to the last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
@@ -40,17 +40,15 @@ impl Book {
     /// A book for a configuration. A backend that the adopted maps have in rotation counts as healthy until its
     /// first result, so that a restart takes nobody out.
     pub fn inherit(config: &Config, applier: &Applier) -> Self {
-        let is_in = |address: SocketAddr| {
-            let mut held = applier.backends().values();
-            held.any(|backend| {
-                backend.has(lb_common::Backend::IN_ROTATION)
-                    && SocketAddr::new(backend.address.into(), backend.port) == address
-            })
-        };
+        let held = applier.backends().values();
+        let in_rotation: BTreeSet<SocketAddr> = held
+            .filter(|backend| backend.has(lb_common::Backend::IN_ROTATION))
+            .map(|backend| SocketAddr::new(backend.address.into(), backend.port))
+            .collect();
         let mut book = Self::default();
         let now = Timestamp::now();
         for (id, backend, check) in backends(config) {
-            let healthy = is_in(SocketAddr::new(backend.address, backend.port));
+            let healthy = in_rotation.contains(&backend.socket());
             let health = BackendHealth::inherit(id.clone(), thresholds(check), healthy, now);
             book.backends.insert(id, Entry::new(health, CheckSpec::new(backend, check)));
         }

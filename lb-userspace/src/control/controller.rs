@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use super::flows::Flows;
 use super::host_ports::HostPorts;
 use super::overrides::Overrides;
 use super::report::{self, Sources};
+use super::rotation::{self, Holders};
 use crate::api::tcp::TcpApi;
 use crate::api::{self, Answer, Call, Question};
 use crate::config::{self, Config, OnExit};
@@ -128,6 +129,7 @@ struct Known<'a> {
     ways: &'a Ways,
     /// Ways that stand in the maps: those of an earlier controller, until a way is known.
     held: BTreeMap<IpAddr, Way>,
+    holders: &'a Holders,
 }
 
 impl Surroundings for Known<'_> {
@@ -142,6 +144,10 @@ impl Surroundings for Known<'_> {
             }
             _ => self.held.get(&address).copied().unwrap_or_default(),
         }
+    }
+
+    fn holder(&self, set: &str) -> Option<SocketAddr> {
+        self.holders.get(set).copied()
     }
 }
 
@@ -183,7 +189,7 @@ impl Controller {
             ways: resolver.ways(),
             results,
             attached: Vec::new(),
-            desired: Desired::default(),
+            desired: Desired { holders: applier.holders(), ..Desired::default() },
             drains: BTreeMap::new(),
             drain_timeouts: BTreeMap::new(),
             instance,
@@ -299,12 +305,14 @@ impl Controller {
         let config = self.overrides.applied_to(&self.config);
         let ways = self.ways.borrow_and_update().clone();
         let held = self.applier.backends().values().map(|backend| (backend.address.into(), Way::of(backend)));
-        let known = Known { book: &self.book, ways: &ways, held: held.collect() };
+        let holders = &self.desired.holders;
+        let known = Known { book: &self.book, ways: &ways, held: held.collect(), holders };
         let desired = Desired::compute(&config, &mut self.applier.ids, &known)?;
         // Installing a table waits for packets that still read the old one: other tasks must go on meanwhile.
         tokio::task::block_in_place(|| self.applier.apply(&mut self.dataplane.maps, &desired))?;
         let names = desired.names.listeners.iter();
         self.events.name_listeners(names.map(|(name, &id)| (id, name.clone())).collect());
+        rotation::log_take_overs(&config, holders, &desired.holders);
         self.desired = desired;
         self.note_drains(&config);
         self.flows.set_limits(self.limits(&config));

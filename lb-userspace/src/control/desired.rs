@@ -10,6 +10,7 @@ use lb_common::listener::Vip;
 use lb_common::{Addr4, Addr6, Backend, Listener, NextHop, PROTO_TCP, PROTO_UDP};
 
 use super::ids::Ids;
+use super::rotation::{Holders, Rotation, rotation};
 use super::sources::SourceLists;
 use crate::config::{
     self, BackendSet, Config, Mode, NoBackendAction, OnUnhealthy, OnUntrackedTcp, Policy, PortRange,
@@ -54,6 +55,11 @@ pub trait Surroundings {
 
     /// The way to an address.
     fn way(&self, address: IpAddr) -> Way;
+
+    /// Who holds the active role of a set; nobody, unless an implementation knows better.
+    fn holder(&self, _set: &str) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// What the maps should hold.
@@ -79,6 +85,8 @@ pub struct Desired {
     pub snat_addresses_v6: Vec<Addr6>,
     /// Whether VIPs answer echo requests.
     pub icmp_echo: bool,
+    /// Who holds the active role of each set.
+    pub holders: Holders,
     /// Ids by the names of the configuration, for status.
     pub names: Names,
 }
@@ -140,10 +148,11 @@ impl Desired {
         surroundings: &impl Surroundings,
     ) -> Result<()> {
         let set_id = ids.set(name)?;
-        let in_rotation = rotation(name, set, surroundings);
+        let Rotation { members: in_rotation, holder } = rotation(name, set, surroundings);
+        self.holders.extend(holder.map(|holder| (name.to_owned(), holder)));
         let mut members = Vec::new();
         for (backend, in_rotation) in set.backends.iter().zip(in_rotation) {
-            let address = SocketAddr::new(backend.address, backend.port);
+            let address = backend.socket();
             let id = ids.backend((set_id, address))?;
             let health = surroundings.health(name, &backend.name);
             let way = surroundings.way(backend.address);
@@ -242,28 +251,6 @@ fn listener_flags(listener: &config::Listener, set: &BackendSet, sources: &Sourc
     bits.into_iter().filter(|(_, set)| *set).fold(0, |flags, (bit, _)| flags | bit)
 }
 
-/// Who is in the rotation of a set, in the order of its backends: the healthy ones that are no backups; without
-/// any, the healthy backups; without any, with `fail_open`, all that are neither drained nor offline.
-pub fn rotation(name: &str, set: &BackendSet, surroundings: &impl Surroundings) -> Vec<bool> {
-    let eligible = |backend: &config::Backend| {
-        !backend.drain
-            && !backend.offline
-            && backend.weight > 0
-            && surroundings.way(backend.address).next_hop.is_resolved()
-    };
-    let healthy = |backend: &config::Backend| {
-        eligible(backend) && surroundings.health(name, &backend.name) == Health::Healthy
-    };
-    let choose = |pick: &dyn Fn(&config::Backend) -> bool| {
-        let picked: Vec<bool> = set.backends.iter().map(pick).collect();
-        picked.contains(&true).then_some(picked)
-    };
-    choose(&|backend| healthy(backend) && !backend.backup)
-        .or_else(|| choose(&healthy))
-        .or_else(|| choose(&|backend| set.fail_open && eligible(backend)))
-        .unwrap_or_else(|| vec![false; set.backends.len()])
-}
-
 fn flags(set: &BackendSet, backend: &config::Backend, health: Health, in_rotation: bool) -> u16 {
     let left_by_health = health == Health::Unhealthy && !in_rotation;
     let bits = [
@@ -303,198 +290,4 @@ const fn snat(snat: Snat) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use Health::{Healthy, Unhealthy, Unknown};
-
-    /// A host on which every way is resolved, and checks that say what a test wants.
-    #[derive(Default)]
-    struct Host {
-        health: BTreeMap<&'static str, Health>,
-        unresolved: Vec<IpAddr>,
-    }
-
-    impl Surroundings for Host {
-        fn health(&self, _set: &str, backend: &str) -> Health {
-            self.health.get(backend).copied().unwrap_or(Unknown)
-        }
-
-        fn way(&self, address: IpAddr) -> Way {
-            let ifindex = u32::from(!self.unresolved.contains(&address));
-            Way { next_hop: NextHop { ifindex, ..NextHop::default() }, onlink_prefix_len: 24, mtu: 1500 }
-        }
-    }
-
-    fn host(health: &[(&'static str, Health)]) -> Host {
-        Host { health: health.iter().copied().collect(), ..Host::default() }
-    }
-
-    fn config(set: &str) -> Config {
-        let source = format!(
-            "[lb]\ninterfaces = [\"eth0\"]\n\
-             [[listener]]\nname = \"web\"\naddress = \"10.0.1.100\"\nprotocol = \"tcp_and_udp\"\nport = 80\n\
-             backend_set = \"web\"\n{set}\n\
-             [backend_set.web.health_check]\nprotocol = \"tcp\"\n"
-        );
-        config::parse(&source, "test.toml").unwrap_or_else(|report| panic!("{report}")).config
-    }
-
-    fn backend(name: &str, last: u8, more: &str) -> String {
-        format!(
-            "[[backend_set.web.backend]]\nname = \"{name}\"\naddress = \"10.0.1.{last}\"\nport = 8080\n{more}\n"
-        )
-    }
-
-    fn in_rotation(config: &Config, host: &Host) -> Vec<bool> {
-        rotation("web", &config.backend_sets["web"], host)
-    }
-
-    #[test]
-    fn only_the_healthy_are_in_rotation() {
-        let config = config(&[backend("a", 10, ""), backend("b", 11, ""), backend("c", 12, "")].concat());
-        let host = host(&[("a", Healthy), ("b", Unhealthy), ("c", Unknown)]);
-        assert_eq!(in_rotation(&config, &host), [true, false, false]);
-    }
-
-    #[test]
-    fn backups_wait_until_no_other_is_healthy() {
-        let config = config(&[backend("a", 10, ""), backend("b", 11, "backup = true")].concat());
-        assert_eq!(in_rotation(&config, &host(&[("a", Healthy), ("b", Healthy)])), [true, false]);
-        assert_eq!(in_rotation(&config, &host(&[("a", Unhealthy), ("b", Healthy)])), [false, true]);
-    }
-
-    #[test]
-    fn drained_offline_weightless_and_unreachable_ones_get_nothing() {
-        let set = [
-            backend("a", 10, "drain = true"),
-            backend("b", 11, "offline = true"),
-            backend("c", 12, "weight = 0"),
-            backend("d", 13, ""),
-            backend("e", 14, ""),
-        ];
-        let config = config(&set.concat());
-        let all = [("a", Healthy), ("b", Healthy), ("c", Healthy), ("d", Healthy), ("e", Healthy)];
-        let host = Host { unresolved: vec!["10.0.1.13".parse().unwrap()], ..host(&all) };
-        assert_eq!(in_rotation(&config, &host), [false, false, false, false, true]);
-    }
-
-    #[test]
-    fn fail_open_uses_all_that_are_neither_drained_nor_offline() {
-        let backends =
-            [backend("a", 10, ""), backend("b", 11, "drain = true"), backend("c", 12, "backup = true")];
-        let closed = config(&backends.concat());
-        let open = config(&format!("[backend_set.web]\nfail_open = true\n{}", backends.concat()));
-        let host = host(&[("a", Unhealthy), ("b", Healthy), ("c", Unhealthy)]);
-        assert_eq!(in_rotation(&closed, &host), [false, false, false]);
-        assert_eq!(in_rotation(&open, &host), [true, false, true]);
-    }
-
-    #[test]
-    fn udp_flows_of_an_unhealthy_backend_move_and_tcp_flows_stay() {
-        let config = config(&[backend("a", 10, ""), backend("b", 11, "")].concat());
-        let mut ids = Ids::default();
-        let desired =
-            Desired::compute(&config, &mut ids, &host(&[("a", Unhealthy), ("b", Healthy)])).unwrap();
-        let flags: Vec<u16> = desired.backends.values().map(|backend| backend.flags).collect();
-        assert_eq!(flags, [Backend::IN_USE | Backend::MOVE_UDP, Backend::IN_USE | Backend::IN_ROTATION]);
-    }
-
-    #[test]
-    fn a_listener_of_both_protocols_has_two_keys_and_one_id() {
-        let config = config(&backend("a", 10, ""));
-        let desired = Desired::compute(&config, &mut Ids::default(), &host(&[])).unwrap();
-        let address = "10.0.1.100".parse().unwrap();
-        let [tcp, udp] = [PROTO_TCP, PROTO_UDP].map(|protocol| desired.listeners[&(address, 80, protocol)]);
-        assert_eq!(tcp, udp);
-        assert_eq!(desired.listeners.len(), 2);
-    }
-
-    #[test]
-    fn ids_do_not_depend_on_what_came_before_once_they_are_given() {
-        let one = config(&[backend("a", 10, ""), backend("b", 11, "")].concat());
-        let other = config(&[backend("b", 11, ""), backend("c", 12, "")].concat());
-        let mut ids = Ids::default();
-        let first = Desired::compute(&one, &mut ids, &host(&[])).unwrap();
-        let second = Desired::compute(&other, &mut ids, &host(&[])).unwrap();
-        let name = |backend: &str| ("web".to_owned(), backend.to_owned());
-        assert_eq!(first.names.backends[&name("b")], second.names.backends[&name("b")]);
-        assert_ne!(first.names.backends[&name("a")], second.names.backends[&name("c")]);
-    }
-
-    /// The configuration of a set with lines in its listener and in its table, and what becomes of it.
-    fn desired(listener: &str, set: &str) -> Desired {
-        let mut config = config(&format!("[backend_set.web]\n{set}\n{}", backend("a", 10, "")));
-        let source = format!(
-            "[lb]\ninterfaces = [\"eth0\"]\nsnat_addresses = [\"10.0.1.9\"]\n\
-             [[listener]]\nname = \"x\"\naddress = \"10.0.1.100\"\nbackend_set = \"web\"\n{listener}\n\
-             [backend_set.web]\n[[backend_set.web.backend]]\naddress = \"10.0.1.10\"\nport = 0\n\
-             [backend_set.web.health_check]\nprotocol = \"tcp\"\nport = 80\n"
-        );
-        let read = config::parse(&source, "test.toml").unwrap_or_else(|report| panic!("{report}")).config;
-        (config.listeners, config.lb) = (read.listeners, read.lb);
-        Desired::compute(&config, &mut Ids::default(), &host(&[("a", Unhealthy)])).unwrap()
-    }
-
-    fn only_listener(desired: &Desired) -> Listener {
-        let mut all = desired.all_listeners();
-        let first = *all.next().unwrap();
-        assert!(all.all(|listener| *listener == first));
-        first
-    }
-
-    #[test]
-    fn words_of_the_configuration_become_flags() {
-        let tcp = "protocol = \"tcp\"\nport = 80\n";
-        let flags = |listener: &str, set: &str| only_listener(&desired(&[tcp, listener].concat(), set)).flags;
-        assert_eq!(flags("", ""), 0);
-        assert_eq!(flags("", "no_backend_action = \"reset\""), Listener::REFUSE);
-        assert_eq!(flags("deny_sources = [\"10.0.0.0/8\"]", ""), Listener::SOURCE_RULES);
-        let allow = Listener::SOURCE_RULES | Listener::DENY_UNLISTED;
-        assert_eq!(flags("allow_sources = [\"10.0.0.0/8\"]", ""), allow);
-        assert_eq!(flags("allow_sources = [\"fd00::/8\"]", ""), allow, "a rule for nobody is a rule");
-        let reset = desired(&[tcp, "on_untracked_tcp = \"reset\"\nmax_new_flows_per_s = 7"].concat(), "");
-        let reset = only_listener(&reset);
-        assert_eq!((reset.on_untracked_tcp, reset.max_new_flows_per_s), (Listener::RESET, 7));
-        let unhealthy = desired(tcp, "on_unhealthy = \"reset\"");
-        let expected = Backend::IN_USE | Backend::RESET_TCP | Backend::MOVE_UDP;
-        assert!(unhealthy.backends.values().all(|backend| backend.flags == expected));
-        assert!(unhealthy.icmp_echo, "the default");
-    }
-
-    #[test]
-    fn dsr_is_a_flag_of_the_listener() {
-        let dsr = config(
-            "[backend_set.web]\nmode = \"dsr\"\nsnat = \"never\"\n\
-             [[backend_set.web.backend]]\naddress = \"10.0.1.10\"\nport = 80\n",
-        );
-        let desired = Desired::compute(&dsr, &mut Ids::default(), &host(&[])).unwrap();
-        assert_eq!(only_listener(&desired).flags, Listener::DSR);
-        assert_eq!(only_listener(&desired).snat, Listener::SNAT_NEVER);
-    }
-
-    #[test]
-    fn many_ports_stand_in_the_ranges_and_the_vip_says_so() {
-        let vip: IpAddr = "10.0.1.100".parse().unwrap();
-        let prefixes = |desired: &Desired, protocol| -> Vec<(u16, u8)> {
-            let ranges = desired.ranges.keys().filter(|range| range.protocol == protocol);
-            ranges.map(|range| (range.ports.port, range.ports.bits)).collect()
-        };
-        let range = desired("protocol = \"tcp_and_udp\"\nports = \"8000-8100\"", "");
-        assert!(range.listeners.is_empty());
-        let expected = [(8000, 10), (8064, 11), (8096, 14), (8100, 16)];
-        assert_eq!(prefixes(&range, PROTO_TCP), expected);
-        assert_eq!(prefixes(&range, PROTO_UDP), expected);
-        assert_eq!(range.vips[&vip], Vip::LISTENS | Vip::HAS_RANGES);
-        let every = desired("protocol = \"udp\"\nport = 0", "");
-        assert_eq!(prefixes(&every, PROTO_UDP), [(0, 0)]);
-        let single = desired("protocol = \"udp\"\nports = \"53-53\"", "");
-        assert_eq!(single.vips[&vip], Vip::LISTENS);
-        assert_eq!(single.listeners.len(), 1);
-    }
-
-    #[test]
-    fn snat_addresses_are_vips_that_do_not_listen() {
-        let desired = desired("protocol = \"tcp\"\nport = 80", "");
-        assert_eq!(desired.vips[&IpAddr::from([10, 0, 1, 9])], 0);
-    }
-}
+mod tests;

@@ -71,6 +71,11 @@ impl Ids {
         self.sets.get_or_give(name.to_owned(), MAX_SETS, "backend sets")
     }
 
+    /// The name behind the id of a set.
+    pub fn name_of_set(&self, id: u32) -> Option<&str> {
+        self.sets.owner_of(id).map(String::as_str)
+    }
+
     /// The id of a backend.
     ///
     /// # Errors

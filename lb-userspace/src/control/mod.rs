@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `ids` | gives listeners, sets and backends their stable numbers |
 //! | `desired` | configuration + health + ways → what the maps should hold (pure) |
+//! | `rotation` | who may be given new flows, and who of a pair is the active one (pure) |
 //! | `sources` | the lists of sources → rules of which the longest decides |
 //! | `apply` | writes the difference between that and what they hold |
 //! | `book` | the health of each backend |
@@ -22,11 +23,14 @@ pub mod controller;
 pub mod desired;
 pub mod events;
 pub mod findings;
+#[cfg(test)]
+mod fixture;
 pub mod flows;
 pub mod host_ports;
 pub mod ids;
 pub mod overrides;
 pub mod report;
+pub mod rotation;
 mod snat;
 pub mod sources;
 

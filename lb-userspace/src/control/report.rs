@@ -177,7 +177,7 @@ fn set_status(
     set: &config::BackendSet,
     found: &SetLevel,
 ) -> Result<SetStatus> {
-    let backends = set.backends.iter().map(|backend| backend_status(sources, name, backend));
+    let backends = set.backends.iter().map(|backend| backend_status(sources, name, set, backend));
     Ok(SetStatus {
         name: name.to_owned(),
         status: found.verdict.level.word().to_owned(),
@@ -191,18 +191,23 @@ fn set_status(
     })
 }
 
-fn backend_status(sources: &Sources<'_>, set: &str, backend: &config::Backend) -> Result<BackendStatus> {
-    let key = (set.to_owned(), backend.name.clone());
+fn backend_status(
+    sources: &Sources<'_>,
+    set_name: &str,
+    set: &config::BackendSet,
+    backend: &config::Backend,
+) -> Result<BackendStatus> {
+    let key = (set_name.to_owned(), backend.name.clone());
     let id = sources.desired.names.backends.get(&key).copied().unwrap_or_default();
     let counters = sources.maps.backend_counters(id)?;
-    let health = sources.book.get(set, &backend.name);
+    let health = sources.book.get(set_name, &backend.name);
     let in_rotation = sources.desired.backends.get(&id).is_some_and(|held| held.has(MapBackend::IN_ROTATION));
     Ok(BackendStatus {
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
         status: health.map_or(Level::Unknown, |health| health.level()).word().to_owned(),
-        state: state(backend, in_rotation, health.is_some_and(|health| health.healthy())).to_owned(),
+        state: state(set, backend, in_rotation, health.is_some_and(|health| health.healthy())).to_owned(),
         in_rotation,
         weight: backend.weight,
         packets: packets(&counters),
@@ -217,12 +222,17 @@ fn backend_status(sources: &Sources<'_>, set: &str, backend: &config::Backend) -
 }
 
 /// The contract's state of a backend.
-const fn state(backend: &config::Backend, in_rotation: bool, healthy: bool) -> &'static str {
+const fn state(
+    set: &config::BackendSet,
+    backend: &config::Backend,
+    in_rotation: bool,
+    healthy: bool,
+) -> &'static str {
     match () {
         () if backend.offline => "OFFLINE",
         () if backend.drain => "DRAINING",
         () if in_rotation => "ACTIVE",
-        () if healthy && backend.backup => "STANDBY",
+        () if healthy && (backend.backup || !set.preempt) => "STANDBY",
         () if healthy && backend.weight == 0 => "ACTIVE",
         () => "DOWN",
     }

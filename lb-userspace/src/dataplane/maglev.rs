@@ -22,8 +22,9 @@ pub struct Member {
 /// One backend's walk over the slots.
 struct Walk {
     id: u32,
-    next: u64,
-    skip: u64,
+    /// The next slot, and how far it is to the one after it.
+    next: u32,
+    skip: u32,
     weight: u64,
     /// Turns it is owed, in units of `1 / heaviest`.
     credit: u64,
@@ -37,6 +38,7 @@ pub fn build(members: &[Member]) -> Box<MaglevTable> {
         .expect("the slice has the table's length");
     let mut walks = walks(members);
     let heaviest = walks.iter().map(|walk| walk.weight).max().unwrap_or(0);
+    let mut taken = Taken::default();
     let mut free = if walks.is_empty() { 0 } else { MAGLEV_SIZE };
     while free > 0 {
         for walk in &mut walks {
@@ -45,7 +47,7 @@ pub fn build(members: &[Member]) -> Box<MaglevTable> {
                 continue;
             }
             walk.credit -= heaviest;
-            *take_free_slot(&mut table, walk) = walk.id;
+            table[taken.take_next(walk)] = walk.id;
             free -= 1;
         }
     }
@@ -61,21 +63,37 @@ fn walks(members: &[Member]) -> Vec<Walk> {
         .iter()
         .map(|member| Walk {
             id: member.id,
-            next: hash(member.address, 1) % size,
-            skip: hash(member.address, 2) % (size - 1) + 1,
+            next: (hash(member.address, 1) % size) as u32,
+            skip: (hash(member.address, 2) % (size - 1) + 1) as u32,
             weight: member.weight.into(),
             credit: 0,
         })
         .collect()
 }
 
-/// The next slot of a walk that nobody has taken. The table's size is prime, so a walk meets every slot.
-fn take_free_slot<'a>(table: &'a mut MaglevTable, walk: &mut Walk) -> &'a mut u32 {
-    loop {
-        let slot = walk.next as usize;
-        walk.next = (walk.next + walk.skip) % MAGLEV_SIZE as u64;
-        if table[slot] == NO_BACKEND {
-            return &mut table[slot];
+/// One bit for each slot. Most of the time goes into looking for the last free slots all over the table: these bits fit
+/// into the nearest cache, which the table does not.
+struct Taken([u64; MAGLEV_SIZE.div_ceil(64)]);
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self([0; MAGLEV_SIZE.div_ceil(64)])
+    }
+}
+
+impl Taken {
+    /// Takes the next free slot of a walk. The table's size is prime, so a walk meets every slot.
+    fn take_next(&mut self, walk: &mut Walk) -> usize {
+        const SIZE: u32 = MAGLEV_SIZE as u32;
+        loop {
+            let slot = walk.next as usize;
+            walk.next += walk.skip;
+            walk.next -= if walk.next >= SIZE { SIZE } else { 0 };
+            let (word, bit) = (&mut self.0[slot / 64], 1 << (slot % 64));
+            if *word & bit == 0 {
+                *word |= bit;
+                return slot;
+            }
         }
     }
 }

@@ -2,21 +2,21 @@
 
 mod counters;
 mod listeners;
+mod tables;
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, MaglevTable, RangeKey,
-    Settings, SourceKey,
+    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, RangeKey, Settings,
+    SourceKey,
 };
 
 use super::cached::CachedFlows;
-use super::sys;
 pub use listeners::{Range, Source};
 
 /// The maps of a loaded data plane, connections apart.
@@ -29,9 +29,8 @@ pub struct Maps {
     strays: HashMap<MapData, ListenerKey, u64>,
     backends: Array<MapData, Backend>,
     backend_sets: Array<MapData, SetName>,
-    maglev: ArrayOfMaps<MapData, Array<MapData, MaglevTable>>,
-    /// The same map: aya replaces tables but does not remove them.
-    maglev_fd: OwnedFd,
+    /// aya replaces its tables one by one and does not remove them.
+    maglev: OwnedFd,
     settings: Array<MapData, Settings>,
     snat_addresses_v4: Array<MapData, Addr4>,
     snat_addresses_v6: Array<MapData, Addr6>,
@@ -58,9 +57,9 @@ impl Maps {
         let Some(Map::ArrayOfMaps(maglev)) = ebpf.map("maglev") else {
             bail!("the eBPF object has no array of maps `maglev`");
         };
-        let maglev_fd = maglev.fd().as_fd().try_clone_to_owned().context("cannot keep the map `maglev`")?;
+        let maglev = maglev.fd().as_fd().try_clone_to_owned().context("cannot keep the map `maglev`")?;
         Ok(Self {
-            maglev_fd,
+            maglev,
             listeners: take!(ebpf, "listeners"),
             listener_ranges: take!(ebpf, "listener_ranges"),
             source_rules: take!(ebpf, "source_rules"),
@@ -69,7 +68,6 @@ impl Maps {
             strays: take!(ebpf, "strays"),
             backends: take!(ebpf, "backends"),
             backend_sets: take!(ebpf, "backend_sets"),
-            maglev: take!(ebpf, "maglev"),
             settings: take!(ebpf, "settings"),
             snat_addresses_v4: take!(ebpf, "snat_addresses_v4"),
             snat_addresses_v6: take!(ebpf, "snat_addresses_v6"),
@@ -160,31 +158,6 @@ impl Maps {
             *to = from;
         }
         self.backend_sets.set(id, SetName { name: bytes }, 0).with_context(|| format!("cannot name set {id}"))
-    }
-
-    /// Replaces the Maglev table of a set as one step. Returns when no packet sees the old one any more.
-    ///
-    /// # Errors
-    ///
-    /// If there is no memory for the table.
-    pub fn set_table(&mut self, set: u32, table: &MaglevTable) -> Result<()> {
-        let mut inner: Array<MapData, MaglevTable> =
-            Array::create(1, 0).context("cannot create a Maglev table")?;
-        inner.set(0, table, 0).context("cannot fill a Maglev table")?;
-        self.maglev
-            .set(set, &inner, 0)
-            .with_context(|| format!("cannot install the Maglev table of set {set}"))
-    }
-
-    /// Removes the Maglev table of a set, if it has one.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
-    pub fn remove_table(&mut self, set: u32) -> Result<()> {
-        sys::delete(self.maglev_fd.as_fd(), &set)
-            .with_context(|| format!("cannot remove the table of set {set}"))?;
-        Ok(())
     }
 
     /// What holds for the instance.

@@ -104,6 +104,20 @@ pub(super) fn replace<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -
     }
 }
 
+/// Writes values under keys, a value for each (BPF_MAP_UPDATE_BATCH, kernel 5.6; for a map of maps, whose values are
+/// descriptors of maps, kernel 5.19). Returns when no program sees an old map any more.
+pub(super) fn update_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `bpf_attr`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = keys.len().min(values.len()) as u32;
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    // SAFETY: there are `count` keys and values of the sizes that the map was checked to have when it was opened; the
+    // kernel only reads them.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
+}
+
 /// Removes a key; whether it was there.
 pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     // SAFETY: all-zero is a valid `bpf_attr`.

@@ -43,10 +43,20 @@ impl Lb {
 
     /// Starts a command that becomes `lb run`, in another way or with more than [`Lb::run`] gives it, and waits until
     /// every listener forwards.
-    pub fn start_command(host: &Host, mut command: Command, echo: bool) -> Result<Self> {
+    pub fn start_command(host: &Host, command: Command, echo: bool) -> Result<Self> {
+        Self::start_command_within(host, command, echo, START)
+    }
+
+    /// The same with another limit of patience.
+    pub fn start_command_within(
+        host: &Host,
+        mut command: Command,
+        echo: bool,
+        within: Duration,
+    ) -> Result<Self> {
         command.env("LB_LOG", "info").env("NO_COLOR", "1");
         let controller = host.start("lb run", command, echo)?;
-        controller.wait_for_line("ready", START)?;
+        controller.wait_for_line("ready", within)?;
         Ok(Self { host: host.clone(), controller })
     }
 

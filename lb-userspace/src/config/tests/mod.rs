@@ -5,11 +5,10 @@ mod checks;
 mod documents;
 mod host;
 mod keys;
-mod not_yet;
 mod show;
 mod structure;
 
-use super::{Diagnostic, HostFacts, Loaded, Report, Scope, judge};
+use super::{Diagnostic, HostFacts, Loaded, Report, judge};
 
 /// One listener, two backends, a TCP check.
 const VALID: &str = r#"
@@ -59,13 +58,12 @@ fn edit(text: &str, edits: &[(&str, &str)]) -> String {
     })
 }
 
-/// Judges a text, what is not supported yet included.
 fn result(text: &str) -> Result<Loaded, Report> {
-    judge(text, "lb.toml", Scope { host: None, not_yet: false })
+    judge(text, "lb.toml", None)
 }
 
 fn result_on(host: &dyn HostFacts, text: &str) -> Result<Loaded, Report> {
-    judge(text, "lb.toml", Scope { host: Some(host), not_yet: false })
+    judge(text, "lb.toml", Some(host))
 }
 
 #[track_caller]

@@ -112,9 +112,8 @@ fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
         dataplane.maps.set_backend(id, &backend)?;
         members.push(Member { address, id, weight: 1 });
     }
-    let table = maglev::build(&members);
-    dataplane.maps.set_table(set, &table)?;
-    Ok(table)
+    dataplane.maps.set_tables(&[(set, &members)])?;
+    Ok(maglev::build(&members))
 }
 
 /// The id of a family's backend.
