@@ -111,8 +111,9 @@ impl Book {
 
     /// Whether every backend of a set that is checked at all has had a result.
     pub fn is_settled(&self, set: &str) -> bool {
-        let mut of_set = self.backends.values().filter(|entry| entry.health.id().set == set);
-        of_set.all(|entry| {
+        let from = CheckId::new(set, "");
+        let mut of_set = self.backends.range(from..).take_while(|(id, _)| id.set == set);
+        of_set.all(|(_, entry)| {
             entry.health.result().outcome.status == CheckStatus::Offline || !entry.made.is_empty()
         })
     }

@@ -37,8 +37,9 @@ use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
 use crate::metrics;
+use crate::network;
 use crate::network::next_hop::{Resolver, Ways};
-use crate::network::{self, vip};
+use crate::network::vip::{self, Ours};
 use crate::service_manager::ServiceManager;
 
 /// How long changes are gathered before they are applied. A result is in the maps well within 50 ms.
@@ -225,7 +226,9 @@ impl Controller {
         self.apply()?;
         self.look_at_host_ports();
         self.attach()?;
-        self.assign_vips()?;
+        // All of them: another host may have had them until now.
+        let Ours { all, .. } = self.assign_vips()?;
+        tokio::spawn(async move { vip::announce(&all).await });
         self.judge_host_ports();
         self.api = Some(api::serve(&self.instance.socket(), ask)?);
         Ok(())
@@ -292,12 +295,11 @@ impl Controller {
     /// Whether every listener forwards as well as it can: each backend of its set has been checked, or the rotation
     /// was taken over from an earlier controller.
     fn forwards(&self) -> bool {
-        self.config.listeners.iter().all(|listener| {
-            let name = &listener.backend_set;
-            let set = self.desired.sets.values().find(|set| set.name == *name);
-            let was_adopted = self.dataplane.origin == Origin::Adopted;
-            was_adopted && set.is_some_and(|set| !set.rotation.is_empty()) || self.book.is_settled(name)
-        })
+        let sets = self.desired.sets.values().filter(|_| self.dataplane.origin == Origin::Adopted);
+        let adopted: BTreeSet<&str> =
+            sets.filter(|set| !set.rotation.is_empty()).map(|set| set.name.as_str()).collect();
+        let mut names = self.config.listeners.iter().map(|listener| listener.backend_set.as_str());
+        names.all(|name| adopted.contains(name) || self.book.is_settled(name))
     }
 
     /// Brings the maps to what is desired now.
@@ -350,9 +352,9 @@ impl Controller {
         self.dataplane.settle()
     }
 
-    /// Adds and announces the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses
-    /// too: somebody has to answer the backends when they ask for them.
-    fn assign_vips(&self) -> Result<()> {
+    /// Adds the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses too: somebody
+    /// has to answer the backends when they ask for them.
+    fn assign_vips(&self) -> Result<Ours> {
         let config = &self.config;
         let mut vips: BTreeSet<IpAddr> = config.listeners.iter().map(|listener| listener.address).collect();
         vips.extend(&config.lb.snat_addresses);
@@ -361,10 +363,7 @@ impl Controller {
         }
         let run_dir = self.instance.run_dir();
         vip::release(&run_dir, &vips).context("cannot remove the addresses that are no longer VIPs")?;
-        let assigned =
-            vip::assign(&run_dir, &vips, &self.config.lb.interfaces).context("cannot assign the VIPs")?;
-        tokio::spawn(async move { vip::announce(&assigned).await });
-        Ok(())
+        vip::assign(&run_dir, &vips, &self.config.lb.interfaces).context("cannot assign the VIPs")
     }
 
     /// Starts the clock of each drain that has begun, and forgets those that were ended.
@@ -585,7 +584,8 @@ impl Controller {
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
         self.apply()?;
         self.look_at_host_ports();
-        self.assign_vips()?;
+        let Ours { added, .. } = self.assign_vips()?;
+        tokio::spawn(async move { vip::announce(&added).await });
         self.judge_host_ports();
         Ok(())
     }

@@ -113,6 +113,8 @@ struct Entry<C> {
     /// Who gets the results.
     ids: Vec<CheckId>,
     rhythm: Rhythm,
+    /// What it came to the last time.
+    last: Option<CheckResult>,
     running: Option<AbortHandle>,
     /// It became due while it was still running.
     overdue: bool,
@@ -167,7 +169,7 @@ impl<P: Prober> Timetable<P> {
             // Taken out at its first mention, so that the rest of the loop sees each specification once.
             let Some(ids) = ids.remove(spec) else { continue };
             match self.keys.get(spec).and_then(|key| self.checks.get_mut(key)) {
-                Some(entry) => entry.ids = ids,
+                Some(entry) => join(&self.results, entry, ids),
                 None => new.push((spec, ids)),
             }
         }
@@ -198,7 +200,7 @@ impl<P: Prober> Timetable<P> {
         self.next_key += 1;
         let check = Arc::new(self.prober.prepare(spec.clone()));
         let rhythm = Rhythm { beat: first, interval: spec.interval.max(SHORTEST_INTERVAL) };
-        self.checks.insert(key, Entry { check, ids, rhythm, running: None, overdue: false });
+        self.checks.insert(key, Entry { check, ids, rhythm, last: None, running: None, overdue: false });
         self.keys.insert(spec.clone(), key);
         self.queue.push(Reverse((first, key)));
     }
@@ -223,6 +225,7 @@ impl<P: Prober> Timetable<P> {
         let Ok((key, result)) = ended else { return };
         let Some(entry) = self.checks.get_mut(&key) else { return };
         entry.running = None;
+        entry.last = Some(result.clone());
         for id in &entry.ids {
             tracing::debug!(check = %id, outcome = %result.outcome, latency_ms = result.latency_ms, "checked");
             // Nobody listens: `keep` is about to notice.
@@ -233,6 +236,17 @@ impl<P: Prober> Timetable<P> {
             start::<P>(&mut self.running, key, entry);
         }
     }
+}
+
+/// Gives the results of a check to these from now on. Those who are new need not wait for the next: they get the last.
+fn join<C>(results: &mpsc::UnboundedSender<(CheckId, CheckResult)>, entry: &mut Entry<C>, ids: Vec<CheckId>) {
+    if let Some(last) = &entry.last {
+        for id in ids.iter().filter(|id| !entry.ids.contains(id)) {
+            // Nobody listens: `keep` is about to notice.
+            let _ = results.send((id.clone(), last.clone()));
+        }
+    }
+    entry.ids = ids;
 }
 
 fn start<P: Prober>(running: &mut JoinSet<(Key, CheckResult)>, key: Key, entry: &mut Entry<P::Check>) {

@@ -1,13 +1,14 @@
 //! Ports that sockets of this host are bound to, from `/proc/net` (proc(5)).
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Error;
 
-/// The tables of bound sockets, and the state in which one of them takes packets of strangers; `None`: in any.
-const TABLES: [(&str, Option<&str>); 4] = [
+/// The tables of bound sockets, and the state in which one of them takes packets of strangers; `None`: in any. Those in
+/// that state come first in their table.
+const TABLES: [(&str, Option<u8>); 4] = [
     ("/proc/thread-self/net/tcp", Some(LISTEN)),
     ("/proc/thread-self/net/tcp6", Some(LISTEN)),
     ("/proc/thread-self/net/udp", None),
@@ -15,7 +16,10 @@ const TABLES: [(&str, Option<&str>); 4] = [
 ];
 
 /// TCP_LISTEN of the kernel's `include/net/tcp_states.h`.
-const LISTEN: &str = "0A";
+const LISTEN: u8 = 0x0A;
+
+/// Bytes of a table to ask for: the least that the kernel makes ready.
+const AT_A_TIME: usize = 4096;
 
 /// Where the kernel's ports for connections of its own are written down (ip(7)).
 const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -29,14 +33,21 @@ const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 pub fn bound_ports(concerns: impl Fn(IpAddr) -> bool) -> Result<Vec<u16>, Error> {
     let mut ports = Vec::new();
     for (path, state) in TABLES {
-        let table = match fs::read_to_string(path) {
+        let refused = |error| Error::kernel(format!("read {path}"), error);
+        let table = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            table => table.map_err(|error| Error::kernel(format!("read {path}"), error))?,
+            table => BufReader::with_capacity(AT_A_TIME, table.map_err(refused)?),
         };
-        let sockets = table.lines().skip(1).filter_map(|line| socket(line, state));
-        let concerned =
-            sockets.filter(|(address, _)| address.to_canonical().is_unspecified() || concerns(*address));
-        ports.extend(concerned.map(|(_, port)| port));
+        for line in table.lines().skip(1) {
+            let Some(socket) = Socket::of_line(&line.map_err(refused)?) else { continue };
+            // What follows are connections, of which there may be a million: the kernel would look for each.
+            if state.is_some_and(|state| state != socket.state) {
+                break;
+            }
+            if socket.address.to_canonical().is_unspecified() || concerns(socket.address) {
+                ports.push(socket.port);
+            }
+        }
     }
     Ok(ports)
 }
@@ -51,15 +62,23 @@ pub fn local_port_range() -> Option<(u16, u16)> {
     }
 }
 
-/// The local end of a socket in this state: `  0: 0100007F:0277 00000000:0000 0A …`.
-fn socket(line: &str, state: Option<&str>) -> Option<(IpAddr, u16)> {
-    let mut words = line.split_ascii_whitespace().skip(1);
-    let (local, _, found) = (words.next()?, words.next()?, words.next()?);
-    if state.is_some_and(|state| state != found) {
-        return None;
+/// The local end of a socket, and its state.
+#[derive(Debug, PartialEq, Eq)]
+struct Socket {
+    address: IpAddr,
+    port: u16,
+    state: u8,
+}
+
+impl Socket {
+    /// Reads `  0: 0100007F:0277 00000000:0000 0A …`.
+    fn of_line(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, _, state) = (words.next()?, words.next()?, words.next()?);
+        let (address, port) = local.split_once(':')?;
+        let (port, state) = (u16::from_str_radix(port, 16).ok()?, u8::from_str_radix(state, 16).ok()?);
+        Some(Self { address: self::address(address)?, port, state })
     }
-    let (address, port) = local.split_once(':')?;
-    Some((self::address(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Words of 32 bits that hold bytes in network order, printed as numbers of this machine.
@@ -90,12 +109,13 @@ mod tests {
     #[test]
     fn the_kernels_lines_are_understood() {
         let line = "   0: 0100007F:0277 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0";
-        assert_eq!(socket(line, Some(LISTEN)), Some((Ipv4Addr::LOCALHOST.into(), 0x277)));
-        assert_eq!(socket(line, Some("01")), None);
+        let listening = Socket { address: Ipv4Addr::LOCALHOST.into(), port: 0x277, state: LISTEN };
+        assert_eq!(Socket::of_line(line), Some(listening));
         let v6 = "  1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 x";
-        assert_eq!(socket(v6, None), Some((Ipv6Addr::LOCALHOST.into(), 53)));
+        let bound = Socket { address: Ipv6Addr::LOCALHOST.into(), port: 53, state: 7 };
+        assert_eq!(Socket::of_line(v6), Some(bound));
         for broken in ["", "0:", "0: 0100:0035 x 0A", "0: 0100007F x 0A", "0: zz00007F:0035 x 0A"] {
-            assert_eq!(socket(broken, None), None, "{broken:?}");
+            assert_eq!(Socket::of_line(broken), None, "{broken:?}");
         }
     }
 

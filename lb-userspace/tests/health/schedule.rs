@@ -117,6 +117,24 @@ async fn the_jitter_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_joins_a_check_gets_its_last_result_at_once() {
+    let (scheduler, book, mut results) = start();
+    let joined = |names: &[&str]| -> Vec<_> {
+        names.iter().map(|name| (CheckId::new(*name, "1"), spec(1, QUICK))).collect()
+    };
+    scheduler.update(joined(&["old"]));
+    sleep(INTERVAL / 2).await;
+    assert_eq!(results.try_recv().expect("the first result").0.set, "old");
+
+    scheduler.update(joined(&["old", "new"]));
+    sleep(QUICK).await;
+    let (id, result) = results.try_recv().expect("the last result, for the new one");
+    assert_eq!((id.set.as_str(), result.outcome.status), ("new", CheckStatus::Ok));
+    assert!(results.try_recv().is_err(), "the old one has had it");
+    assert_eq!(book.started(1).len(), 1, "nothing was checked for it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn first_checks_are_spread_over_one_interval() {
     let (scheduler, book, _results) = start();
     let begun = Instant::now();

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lb_userspace::network::Error;
-use lb_userspace::network::vip::{Assigned, announce, assign, release};
+use lb_userspace::network::vip::{self, Assigned, Ours, announce, release};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -33,6 +33,10 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+fn assign(run_dir: &Path, vips: &BTreeSet<IpAddr>, interfaces: &[String]) -> Result<Vec<Assigned>, Error> {
+    vip::assign(run_dir, vips, interfaces).map(|ours| ours.all)
 }
 
 fn vips(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -147,13 +151,15 @@ fn a_later_process_adopts_what_an_earlier_one_added() {
 
     // One has been removed by hand: it is added again.
     ip(&format!("address delete 10.0.1.100/32 dev {LINK}"));
-    assert_eq!(assign(&run_dir.0, &both, &links(&[LINK])).expect("adopted"), added);
+    let ours = vip::assign(&run_dir.0, &both, &links(&[LINK])).expect("adopted");
+    assert_eq!((ours.all, ours.added), (added, on(LINK, &["10.0.1.100"])));
     assert!(address("10.0.1.100").is_some());
 
     // A reload drops one and brings another.
     let next = vips(&["fd00:1::100", "10.0.1.102"]);
     assert_eq!(release(&run_dir.0, &next).expect("removed"), on(LINK, &["10.0.1.100"]));
-    let now = assign(&run_dir.0, &next, &links(&[LINK])).expect("added");
+    let Ours { all: now, added } = vip::assign(&run_dir.0, &next, &links(&[LINK])).expect("added");
+    assert_eq!(added, on(LINK, &["10.0.1.102"]));
     assert_eq!(now, on(LINK, &["fd00:1::100", "10.0.1.102"]));
     assert_eq!(address("10.0.1.100"), None);
     assert!(address("fd00:1::100").is_some() && address("10.0.1.102").is_some());

@@ -17,6 +17,11 @@ use crate::network::{Error, Mac};
 /// is not forwarding yet), and at least a second apart (RFC 4861, section 10: RETRANS_TIMER).
 const TIMES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3)];
 
+/// Frames sent at most one after the other (two for an address), and the pause until the next ones: what is sent at once must not fill the queue of
+/// an interface, which other packets need too.
+const BURST: usize = 32;
+const PAUSE: Duration = Duration::from_millis(2);
+
 const BROADCAST: Mac = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// The multicast group of [`ALL_NODES`] (RFC 2464, section 7).
@@ -28,19 +33,22 @@ pub async fn announce(assigned: &[Assigned]) {
     let start = tokio::time::Instant::now();
     for time in TIMES {
         tokio::time::sleep_until(start + time).await;
-        if let Err(error) = announce_once(assigned) {
+        if let Err(error) = announce_once(assigned).await {
             tracing::warn!(%error, "cannot announce the virtual addresses");
         }
     }
 }
 
-fn announce_once(assigned: &[Assigned]) -> Result<(), Error> {
+async fn announce_once(assigned: &[Assigned]) -> Result<(), Error> {
     if assigned.is_empty() {
         return Ok(());
     }
     let links = Netlink::open()?.links()?;
     let socket = PacketSocket::open().map_err(|error| Error::kernel("open a packet socket", error))?;
-    for Assigned { vip, interface } in assigned {
+    for (index, Assigned { vip, interface }) in assigned.iter().enumerate() {
+        if index > 0 && index % (BURST / 2) == 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
         let link = links.iter().find(|(_, link)| *link.name == **interface);
         let Some((&ifindex, Some(mac))) = link.map(|(ifindex, link)| (ifindex, link.mac)) else {
             tracing::debug!(%vip, interface, "not announced: the interface is gone or not Ethernet");

@@ -28,8 +28,16 @@ pub struct Assigned {
     pub interface: String,
 }
 
-/// Adds each of `vips` that is not on the host yet, and returns those that are this program's: the ones just added
-/// and the ones an earlier process added. They are the ones to [`announce()`].
+/// The virtual addresses that are this program's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ours {
+    /// All of them: those just added and those that an earlier call or process added.
+    pub all: Vec<Assigned>,
+    /// Those just added.
+    pub added: Vec<Assigned>,
+}
+
+/// Adds each of `vips` that is not on the host yet, and returns those that are this program's, to [`announce()`].
 ///
 /// An address goes to the one of `interfaces` whose connected prefix contains it (the longest, if several do), else
 /// to the first. The host never chooses it as source of its own connections: IPv4 addresses have scope `host`, IPv6
@@ -38,11 +46,7 @@ pub struct Assigned {
 ///
 /// # Errors
 /// Whatever was added before the error stays in the record in `run_dir`; [`release`] removes it.
-pub fn assign(
-    run_dir: &Path,
-    vips: &BTreeSet<IpAddr>,
-    interfaces: &[String],
-) -> Result<Vec<Assigned>, Error> {
+pub fn assign(run_dir: &Path, vips: &BTreeSet<IpAddr>, interfaces: &[String]) -> Result<Ours, Error> {
     let mut netlink = Netlink::open()?;
     let mut record = Record::read(run_dir)?;
     let host = Host { links: netlink.links()?, addresses: netlink.addresses()? };
@@ -62,13 +66,16 @@ pub fn assign(
         }
     }
     record.write(run_dir)?;
-    for (vip, ifindex) in missing {
+    for (&vip, &ifindex) in &missing {
         netlink
             .add_vip(ifindex, vip)
             .map_err(|source| Error::kernel(format!("add {vip} to {}", host.name(ifindex)), source))?;
     }
     let ours = record.iter().filter(|(vip, _)| vips.contains(vip));
-    Ok(ours.map(|(vip, interface)| Assigned { vip, interface: interface.to_owned() }).collect())
+    let all: Vec<_> =
+        ours.map(|(vip, interface)| Assigned { vip, interface: interface.to_owned() }).collect();
+    let added = all.iter().filter(|assigned| missing.contains_key(&assigned.vip)).cloned().collect();
+    Ok(Ours { all, added })
 }
 
 /// Removes the addresses that [`assign`] added, in this process or an earlier one, except those in `keep`; returns
