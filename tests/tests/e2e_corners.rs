@@ -144,6 +144,27 @@ fn tracepath_reaches_the_vip() -> Result<()> {
     Ok(())
 }
 
+/// With SYNs and with datagrams, to ports of listeners: the path ends at the VIP, behind every router before it.
+#[test]
+fn traceroute_shows_the_way_to_the_vip() -> Result<()> {
+    let mut lab = Lab::one_arm()?;
+    let client = lab.add_routed_client("routed")?;
+    for family in Family::ALL {
+        let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
+        for service in ["-T -p 80", "-U -p 7"] {
+            let vip = family.vip().to_string();
+            let trace = client.run(&format!("traceroute -n -q 1 -m 5 {service} {vip}"))?.success()?;
+            let hops: Vec<_> =
+                trace.stdout.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+            ensure!(hops.len() > 1 && hops.last() == Some(&&*vip), "{service}: {}", trace.stdout);
+            ensure!(!hops.contains(&"*"), "{service}: {}", trace.stdout);
+        }
+        lb.stop()?;
+        Lb::detach(&lab.balancer)?;
+    }
+    Ok(())
+}
+
 /// A port of the VIP without listener is refused by the host, one whose server is gone by the backend; both at once.
 #[test]
 fn who_knocks_at_a_closed_port_is_told_at_once() -> Result<()> {

@@ -29,6 +29,7 @@ const TEST_TOOLS: &[Tool] = &[
     ("ping", "iputils-ping"),
     ("promtool", "prometheus"),
     ("tracepath", "iputils-tracepath"),
+    ("traceroute", "traceroute"),
 ];
 
 const PACKAGE_TOOLS: &[Tool] = &[
