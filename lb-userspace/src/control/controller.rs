@@ -2,6 +2,10 @@
 //!
 //! Changes are gathered for a moment and applied together, so that a rack that fails is one change and not forty.
 
+mod answers;
+mod host;
+mod reload;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -10,35 +14,30 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::apply::Applier;
 use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
+use super::drains::Drains;
 use super::events::Events;
-use super::findings;
 use super::flows::Flows;
 use super::host_ports::HostPorts;
+use super::limits::limits;
 use super::overrides::Overrides;
-use super::report::{self, Sources};
 use super::rotation::{self, Holders};
 use crate::api::tcp::TcpApi;
-use crate::api::{self, Answer, Call, Question};
-use crate::config::{self, Config, OnExit};
-use crate::dataplane;
-use crate::dataplane::collect::IdleTimeouts;
-use crate::dataplane::{AttachedMode, Dataplane, Limits, LoadOptions, Origin};
+use crate::api::{self, Call, Question};
+use crate::config::{Config, OnExit};
+use crate::dataplane::{AttachedMode, Dataplane, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
-use crate::metrics;
-use crate::network;
-use crate::network::next_hop::{Resolver, Ways};
+use crate::network::next_hop::{self, Resolver, Ways};
 use crate::network::vip::{self, Ours};
 use crate::service_manager::ServiceManager;
 
@@ -50,9 +49,6 @@ const NEIGHBOUR_WAIT: Duration = Duration::from_secs(1);
 
 /// How often the ids of removed backends are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
-/// How long a status waits for a fresh count of flows.
-const FRESH_CENSUS: Duration = Duration::from_millis(200);
 
 /// How long the end waits until those who have asked have read their answers; `lb detach` is one of them.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -113,11 +109,11 @@ pub struct Controller {
     flows: Flows,
     host_ports: HostPorts,
     events: Events,
-    /// When the drains under way end, by backend id.
-    drains: BTreeMap<u32, Instant>,
-    /// How long each backend may drain; `None`: for ever. Kept when the backend goes.
-    drain_timeouts: BTreeMap<u32, Option<Duration>>,
+    drains: Drains,
     calls: mpsc::Receiver<Call>,
+    /// Questions that wait for a fresh count of flows, and where they come back from it.
+    recount: mpsc::UnboundedSender<Call>,
+    recounted: mpsc::UnboundedReceiver<Call>,
     tcp_api: TcpApi,
     /// The task that carries the calls.
     api: Option<JoinHandle<()>>,
@@ -140,7 +136,7 @@ impl Surroundings for Known<'_> {
 
     fn way(&self, address: IpAddr) -> Way {
         match self.ways.get(&address) {
-            Some(network::next_hop::Way { next_hop: Some(next_hop), onlink_prefix_len, mtu, .. }) => {
+            Some(next_hop::Way { next_hop: Some(next_hop), onlink_prefix_len, mtu, .. }) => {
                 Way { next_hop: *next_hop, onlink_prefix_len: *onlink_prefix_len, mtu: *mtu }
             }
             _ => self.held.get(&address).copied().unwrap_or_default(),
@@ -180,6 +176,7 @@ impl Controller {
             Resolver::new(config.lb.interfaces.clone()).context("cannot follow routes and neighbours")?;
         let (found, results) = mpsc::unbounded_channel();
         let (ask, calls) = mpsc::channel(16);
+        let (recount, recounted) = mpsc::unbounded_channel();
         let mut controller = Self {
             book: Book::inherit(&config, &applier),
             overrides: Overrides::default(),
@@ -191,8 +188,7 @@ impl Controller {
             results,
             attached: Vec::new(),
             desired: Desired { holders: applier.holders(), ..Desired::default() },
-            drains: BTreeMap::new(),
-            drain_timeouts: BTreeMap::new(),
+            drains: Drains::default(),
             instance,
             file,
             config,
@@ -203,6 +199,8 @@ impl Controller {
             host_ports: HostPorts::default(),
             events,
             calls,
+            recount,
+            recounted,
             tcp_api: TcpApi::new(ask.clone()),
             api: None,
             service_manager: ServiceManager::from_environment(),
@@ -267,11 +265,13 @@ impl Controller {
                 Ok(()) = self.ways.changed() => {
                     apply_at.get_or_insert(Instant::now() + GATHER);
                 }
-                Some((question, reply)) = self.calls.recv() => {
-                    let answer = self.answer(question).await;
-                    let is_detached = matches!(answer, Answer::Detached);
-                    let _ = reply.send(answer);
-                    if is_detached {
+                Some(call) = self.recounted.recv() => {
+                    self.reply(call).await;
+                }
+                Some(call) = self.calls.recv() => {
+                    if matches!(call.0, Question::Status | Question::Diagnose { .. }) {
+                        self.count_first(call);
+                    } else if self.reply(call).await {
                         break Stopped::Detached;
                     }
                 }
@@ -284,7 +284,7 @@ impl Controller {
         let farewell = farewell(stopped, self.config.lb.on_exit);
         info!("stopping; {farewell}");
         self.service_manager.stopping(farewell);
-        drop(self.calls);
+        drop((self.calls, self.recounted));
         if let Some(api) = self.api {
             // Whoever reads slower than that has to do without.
             let _ = timeout(LAST_WORDS, api).await;
@@ -316,9 +316,32 @@ impl Controller {
         self.events.name_listeners(names.map(|(name, &id)| (id, name.clone())).collect());
         rotation::log_take_overs(&config, holders, &desired.holders);
         self.desired = desired;
-        self.note_drains(&config);
-        self.flows.set_limits(self.limits(&config));
+        let held = self.applier.backends().iter();
+        let removed = held.filter(|(_, backend)| backend.has(lb_common::Backend::REMOVED)).map(|(&id, _)| id);
+        self.drains.note(&config, &self.desired.names, removed, Instant::now());
+        self.limit_flows(&config);
         Ok(())
+    }
+
+    /// Tells the collector of idle flows what holds now.
+    fn limit_flows(&self, config: &Config) {
+        self.flows.set_limits(limits(&self.desired, config, self.drains.over(Instant::now())));
+    }
+
+    /// Ends drains that have lasted long enough and frees the ids of removed backends without flows.
+    fn keep_house(&mut self) {
+        let census = self.flows.census();
+        match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
+            Ok(forgotten) => self.drains.forget(&forgotten),
+            Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
+        }
+        self.limit_flows(&self.overrides.applied_to(&self.config));
+        self.dataplane
+            .refresh_interfaces()
+            .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
+        if self.host_ports.is_due() {
+            self.look_at_host_ports();
+        }
     }
 
     fn apply_or_complain(&mut self) {
@@ -335,302 +358,6 @@ impl Controller {
         self.book.follow(&config);
         self.scheduler.update(self.book.checks(&config));
     }
-
-    fn attach(&mut self) -> Result<()> {
-        let wanted = self.config.lb.interfaces.clone();
-        let mut attached = Vec::new();
-        for interface in &wanted {
-            attached.push((interface.clone(), self.dataplane.attach(interface, self.config.lb.xdp_mode)?));
-        }
-        self.attached = attached;
-        for interface in self.dataplane.pinned_interfaces()? {
-            if !wanted.contains(&interface) {
-                info!(interface, "detached: the configuration no longer names it");
-                self.dataplane.detach_interface(&interface)?;
-            }
-        }
-        self.dataplane.settle()
-    }
-
-    /// Adds the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses too: somebody
-    /// has to answer the backends when they ask for them.
-    fn assign_vips(&self) -> Result<Ours> {
-        let config = &self.config;
-        let mut vips: BTreeSet<IpAddr> = config.listeners.iter().map(|listener| listener.address).collect();
-        vips.extend(&config.lb.snat_addresses);
-        if !config.lb.assign_vips {
-            vips.clear();
-        }
-        let run_dir = self.instance.run_dir();
-        vip::release(&run_dir, &vips).context("cannot remove the addresses that are no longer VIPs")?;
-        vip::assign(&run_dir, &vips, &self.config.lb.interfaces).context("cannot assign the VIPs")
-    }
-
-    /// Starts the clock of each drain that has begun, and forgets those that were ended.
-    fn note_drains(&mut self, config: &Config) {
-        let mut draining = BTreeMap::new();
-        for (set_name, set) in &config.backend_sets {
-            for backend in &set.backends {
-                let name = (set_name.clone(), backend.name.clone());
-                let Some(&id) = self.desired.names.backends.get(&name) else { continue };
-                self.drain_timeouts.insert(id, drain_timeout(set));
-                if backend.drain {
-                    draining.extend(drain_timeout(set).map(|timeout| (id, timeout)));
-                }
-            }
-        }
-        for (&id, backend) in self.applier.backends() {
-            if backend.has(lb_common::Backend::REMOVED) {
-                let timeout = self.drain_timeouts.get(&id).copied().unwrap_or(Some(REMOVED_DRAIN));
-                draining.extend(timeout.map(|timeout| (id, timeout)));
-            }
-        }
-        let now = Instant::now();
-        self.drains.retain(|id, _| draining.contains_key(id));
-        for (id, timeout) in draining {
-            self.drains.entry(id).or_insert(now + timeout);
-        }
-    }
-
-    /// What the collector of idle flows must know.
-    fn limits(&self, config: &Config) -> Limits {
-        let mut limits = Limits::default();
-        for listener in self.desired.all_listeners() {
-            let timeouts = IdleTimeouts {
-                tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
-                udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
-            };
-            limits.listeners.insert(listener.id, timeouts);
-        }
-        for listener in config.listeners.iter().filter(|listener| listener.tcp_reset_on_idle) {
-            limits.reset_on_idle.extend(self.desired.names.listeners.get(&listener.name));
-        }
-        for (set_name, set) in &config.backend_sets {
-            for backend in set.backends.iter().filter(|backend| backend.offline) {
-                limits.cut.extend(self.desired.names.backends.get(&(set_name.clone(), backend.name.clone())));
-            }
-        }
-        let now = Instant::now();
-        limits.cut.extend(self.drains.iter().filter(|(_, deadline)| **deadline <= now).map(|(&id, _)| id));
-        limits
-    }
-
-    /// Ends drains that have lasted long enough and frees the ids of removed backends without flows.
-    fn keep_house(&mut self) {
-        let census = self.flows.census();
-        match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
-            Ok(forgotten) => {
-                self.drains.retain(|id, _| !forgotten.contains(id));
-                self.drain_timeouts.retain(|id, _| !forgotten.contains(id));
-            }
-            Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
-        }
-        let config = self.overrides.applied_to(&self.config);
-        self.flows.set_limits(self.limits(&config));
-        self.dataplane
-            .refresh_interfaces()
-            .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
-        if self.host_ports.is_due() {
-            self.look_at_host_ports();
-        }
-    }
-
-    async fn answer(&mut self, question: Question) -> Answer {
-        match question {
-            Question::Status => {
-                self.flows.walk_now(FRESH_CENSUS).await;
-                self.status().map_or_else(failed, Answer::Document)
-            }
-            Question::Diagnose { set } => {
-                self.flows.walk_now(FRESH_CENSUS).await;
-                self.diagnose(set.as_deref()).unwrap_or_else(failed)
-            }
-            Question::Names => Answer::Document(json!(report::names(&self.desired.names))),
-            Question::Metrics => self.metrics().unwrap_or_else(failed),
-            Question::Config => {
-                Answer::Document(json!({ "toml": config::show(&self.overrides.applied_to(&self.config)) }))
-            }
-            Question::History { set, backend } => self.book.history(set.as_deref(), backend.as_deref()),
-            Question::Events => Answer::Document(self.events.document()),
-            Question::Reload => match self.reload().await {
-                Ok(()) => Answer::Document(json!({ "reloaded": true })),
-                Err(Refusal::Config(report)) => {
-                    Answer::Refused(json!({ "error": "the file was refused", "report": report }))
-                }
-                Err(Refusal::Host(error)) => failed(error),
-            },
-            Question::Backend { set, backend, action } => {
-                if let Err(message) = self.overrides.set(&self.config, &set, &backend, action) {
-                    return Answer::NotFound(message);
-                }
-                info!(set, backend, action = action.word(), "life-cycle changed by request");
-                self.watch_backends();
-                self.apply().map_or_else(failed, |()| Answer::Document(json!({ "done": true })))
-            }
-            Question::Detach => self.detach().map_or_else(failed, |()| Answer::Detached),
-        }
-    }
-
-    /// Removes everything this instance has put on the host: program and maps, then its addresses.
-    fn detach(&self) -> Result<()> {
-        dataplane::detach(&self.instance.pins())?;
-        vip::release(&self.instance.run_dir(), &BTreeSet::new())
-            .context("cannot remove the assigned addresses")?;
-        Ok(())
-    }
-
-    /// Everything a report may look at.
-    fn with_sources<R>(&mut self, make: impl FnOnce(&Sources<'_>) -> Result<R>) -> Result<R> {
-        let program_id = self.dataplane.program()?.info().context("cannot look at the program")?.id();
-        let config = self.overrides.applied_to(&self.config);
-        make(&Sources {
-            instance: self.instance.name(),
-            file: &self.file,
-            loaded_at: self.loaded_at,
-            last_reload_error: self.last_reload_error.as_deref(),
-            reload_failures: self.reload_failures,
-            config: &config,
-            attached: &self.attached,
-            program_id,
-            desired: &self.desired,
-            book: &self.book,
-            ways: &self.ways.borrow(),
-            census: &self.flows.census(),
-            host_ports: &self.host_ports,
-            maps: &self.dataplane.maps,
-        })
-    }
-
-    fn status(&mut self) -> Result<serde_json::Value> {
-        let status = self.with_sources(report::status)?;
-        serde_json::to_value(status).context("cannot write the status")
-    }
-
-    fn diagnose(&mut self, set: Option<&str>) -> Result<Answer> {
-        let diagnosis = self.with_sources(|sources| findings::diagnosis(sources, set))?;
-        let Some(diagnosis) = diagnosis else {
-            let names: Vec<&str> = self.config.backend_sets.keys().map(String::as_str).collect();
-            return Ok(Answer::NotFound(format!("no such backend set; there are: {}", names.join(", "))));
-        };
-        Ok(Answer::Document(serde_json::to_value(diagnosis).context("cannot write the diagnosis")?))
-    }
-
-    fn metrics(&mut self) -> Result<Answer> {
-        let status = self.with_sources(report::status)?;
-        let text = metrics::render(&status, self.book.checks_made()).context("cannot write the metrics")?;
-        Ok(Answer::Metrics(text))
-    }
-
-    async fn reload_or_complain(&mut self) {
-        match self.reload().await {
-            Ok(()) => {}
-            Err(Refusal::Config(report)) => {
-                warn!("the file was refused, the running configuration stays:\n{report}")
-            }
-            Err(Refusal::Host(error)) => error!("the reload failed: {error:#}"),
-        }
-    }
-
-    /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
-    /// of it.
-    async fn reload(&mut self) -> Result<(), Refusal> {
-        self.service_manager.reloading();
-        let switched = match config::load(&self.file) {
-            Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    warn!("{warning}");
-                }
-                self.switch_to(loaded.config).await.map_err(Refusal::Host)
-            }
-            Err(report) => Err(Refusal::Config(report.to_string())),
-        };
-        self.last_reload_error = switched.as_ref().err().map(Refusal::text);
-        self.reload_failures += u64::from(switched.is_err());
-        self.service_manager.reloaded(switched.is_ok());
-        switched
-    }
-
-    /// Makes a configuration the running one. If the host cannot be brought to it, the one before is put back.
-    async fn switch_to(&mut self, config: Config) -> Result<()> {
-        let is_changed = config != self.config;
-        let before = std::mem::replace(&mut self.config, config);
-        let overrides = if is_changed { std::mem::take(&mut self.overrides) } else { self.overrides.clone() };
-        if let Err(refused) = self.reconcile(&before).await {
-            let failed = std::mem::replace(&mut self.config, before);
-            self.overrides = overrides;
-            if let Err(error) = self.reconcile(&failed).await {
-                error!("cannot put the running configuration back: {error:#}");
-            }
-            return Err(refused);
-        }
-        if is_changed {
-            self.loaded_at = Timestamp::now();
-        }
-        info!("{}", if is_changed { "reloaded" } else { "the file has not changed" });
-        Ok(())
-    }
-
-    /// Brings the host from one configuration to the running one: API and attachments first, since they are what a
-    /// host refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
-    async fn reconcile(&mut self, before: &Config) -> Result<()> {
-        self.tcp_api.follow(&self.config.api).await?;
-        self.attach()?;
-        if before.lb.interfaces != self.config.lb.interfaces {
-            self.resolver = Resolver::new(self.config.lb.interfaces.clone())
-                .context("cannot follow routes and neighbours")?;
-            self.ways = self.resolver.ways();
-        }
-        self.watch_backends();
-        self.resolver.first_round(NEIGHBOUR_WAIT).await;
-        self.apply()?;
-        self.look_at_host_ports();
-        let Ours { added, .. } = self.assign_vips()?;
-        tokio::spawn(async move { vip::announce(&added).await });
-        self.judge_host_ports();
-        Ok(())
-    }
-
-    /// Keeps SNAT away from ports that the host itself uses.
-    fn look_at_host_ports(&mut self) {
-        let addresses = self.desired.vips.keys().copied().collect();
-        let refreshed =
-            tokio::task::block_in_place(|| self.host_ports.refresh(&mut self.dataplane.maps, &addresses));
-        refreshed.unwrap_or_else(|error| error!("cannot keep away from the host's ports: {error:#}"));
-    }
-
-    fn judge_host_ports(&mut self) {
-        let judged = self.host_ports.judge(&self.config, &self.instance.run_dir());
-        judged.unwrap_or_else(|error| error!("cannot judge the ports for SNAT: {error:#}"));
-    }
-}
-
-/// How long a backend drains that was lost from the configuration while no controller ran, so that nobody knows what
-/// its set said: the default of `drain_timeout_s`.
-const REMOVED_DRAIN: Duration = Duration::from_secs(300);
-
-/// Why a reload did not happen.
-enum Refusal {
-    /// The file is wrong.
-    Config(String),
-    /// The host cannot be brought to what the file says.
-    Host(anyhow::Error),
-}
-
-impl Refusal {
-    fn text(&self) -> String {
-        match self {
-            Self::Config(report) => report.clone(),
-            Self::Host(error) => format!("{error:#}"),
-        }
-    }
-}
-
-fn drain_timeout(set: &config::BackendSet) -> Option<Duration> {
-    (set.drain_timeout_s > 0).then(|| Duration::from_secs(set.drain_timeout_s.into()))
-}
-
-fn failed(error: anyhow::Error) -> Answer {
-    Answer::Failed(format!("{error:#}"))
 }
 
 fn farewell(stopped: Stopped, on_exit: OnExit) -> &'static str {

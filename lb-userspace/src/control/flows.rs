@@ -51,12 +51,15 @@ impl Flows {
         let _ = self.orders.send(Order::Limits(limits));
     }
 
-    /// Walks now and waits for the end, for a status that is not a second old; at most for the time given, so that
-    /// a status never waits for millions of flows.
-    pub async fn walk_now(&self, at_most: Duration) {
+    /// Walks now. What is returned waits for the end, for a status that is not a second old; at most for the time
+    /// given, so that a status never waits for millions of flows.
+    pub fn walk_now(&self, at_most: Duration) -> impl Future<Output = ()> + Send + use<> {
         let (done, ended) = oneshot::channel();
-        if self.orders.send(Order::WalkNow(done)).is_ok() {
-            let _ = tokio::time::timeout(at_most, ended).await;
+        let is_asked = self.orders.send(Order::WalkNow(done)).is_ok();
+        async move {
+            if is_asked {
+                let _ = tokio::time::timeout(at_most, ended).await;
+            }
         }
     }
 

@@ -15,12 +15,15 @@
 //! | `events` | the last events that the program has sampled |
 //! | `report` | all of it → the status document |
 //! | `findings` | all of it → the diagnosis |
-//! | `controller` | the loop itself |
+//! | `drains` | when the drains under way end |
+//! | `limits` | what the collector of idle flows must know (pure) |
+//! | `controller` | the loop itself, with its reloads, its answers and what it puts on the host |
 
 pub mod apply;
 pub mod book;
 pub mod controller;
 pub mod desired;
+pub mod drains;
 pub mod events;
 pub mod findings;
 #[cfg(test)]
@@ -28,6 +31,7 @@ mod fixture;
 pub mod flows;
 pub mod host_ports;
 pub mod ids;
+pub mod limits;
 pub mod overrides;
 pub mod report;
 pub mod rotation;
