@@ -59,7 +59,9 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
     let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Short::Unknown };
     // SAFETY: as in `find`.
     let flow = unsafe { &mut *half };
-    if !packet.is_sound || packet.tcp_flags & (TCP_SYN | TCP_RST) != 0 || flow.flags != 0 {
+    let is_unusual =
+        packet.key.protocol == PROTO_TCP && packet.tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK;
+    if !packet.is_sound || is_unusual || flow.flags != 0 {
         return Short::Unusual;
     }
     let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
@@ -236,12 +238,13 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
-    if packet.fragment.is_later() {
+    let shown = shown(packet);
+    if packet.fragment.is_later() || shown == 0 {
         return;
     }
     // A flow that goes on after a RST was not ended by it: the RST was forged, or did not fit.
     let known = if packet.is_reset() { flow.seen } else { flow.seen & !Flow::<F::Addr>::RST };
-    let seen = known | shown(packet);
+    let seen = known | shown;
     if seen != flow.seen {
         // A RST that answers a SYN carries an ACK, one that answers anything else does not (RFC 9293, 3.10.7.1).
         let is_refusal = packet.key.protocol == PROTO_TCP
@@ -255,18 +258,18 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     }
 }
 
-/// What a packet shows of its direction.
+/// What a packet shows of its direction; 0: nothing.
 #[inline(always)]
 fn shown<A: Address>(packet: &Packet<A>) -> u8 {
     let flags = packet.tcp_flags;
-    let mut shown = if flags & TCP_SYN != 0 { Flow::<A>::SYN } else { Flow::<A>::ESTABLISHED };
-    if flags & TCP_FIN != 0 {
-        shown |= Flow::<A>::FIN;
+    match () {
+        () if packet.is_reset() => Flow::<A>::RST,
+        () if flags & TCP_SYN != 0 => Flow::<A>::SYN,
+        // Whoever knows of the connection drops it (RFC 9293, 3.10.7.4), so it proves nothing.
+        () if packet.key.protocol == PROTO_TCP && flags & TCP_ACK == 0 => 0,
+        () if flags & TCP_FIN != 0 => Flow::<A>::ESTABLISHED | Flow::<A>::FIN,
+        () => Flow::<A>::ESTABLISHED,
     }
-    if flags & TCP_RST != 0 {
-        shown = Flow::<A>::RST;
-    }
-    shown
 }
 
 /// Opens a flow to a backend: claims its source by inserting the half for the answers, then inserts the half to
