@@ -134,7 +134,11 @@ pub(crate) fn way<F: Family>(
         (backend.next_hop, backend.mtu)
     } else {
         if flow.flags & Flow::<F::Addr>::CUT != 0 {
-            let answer = if flow.flags & Flow::<F::Addr>::IDLE != 0 { Stop::RESET } else { Stop::CUT };
+            let answer = match () {
+                () if flow.flags & Flow::<F::Addr>::IDLE == 0 => Stop::CUT,
+                () if packet.is_reset() => Stop::NOTHING,
+                () => Stop::RESET,
+            };
             return Err(Stop::answer(Reason::FlowCut, flow.listener, answer));
         }
         (flow.client, flow.mtu)
