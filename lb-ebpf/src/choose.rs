@@ -52,13 +52,13 @@ pub(crate) fn choose<'a, F: Family>(
     // The first fragment opened a flow, or would have been dropped itself.
     if packet.fragment.is_later() {
         return Err(drop(Reason::Fragment));
+    if admit::is_denied(key.source, listener, &mut keys.source) {
+        return Err(drop(Reason::SourceDenied));
+    }
     }
     if is_untracked(packet, listener) {
         let refuses = listener.on_untracked_tcp == Listener::RESET && !packet.is_reset();
         return Err(Stop::refuse(refuses, key.protocol, Reason::Untracked, listener.id));
-    }
-    if admit::is_denied(key.source, listener, &mut keys.source) {
-        return Err(drop(Reason::SourceDenied));
     }
     let refuses = listener.flags & Listener::REFUSE != 0;
     let no_backend = Stop::refuse(refuses, key.protocol, Reason::NoBackend, listener.id);
