@@ -85,7 +85,7 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
 #[inline(always)]
 pub(crate) fn find<'a, F: Family>(
     frame: &Frame,
-    packet: &Packet<F::Addr>,
+    packet: &mut Packet<F::Addr>,
 ) -> Result<Option<Known<'a, F::Addr>>, Stop> {
     let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Ok(None) };
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
@@ -100,6 +100,7 @@ pub(crate) fn find<'a, F: Family>(
             Ok(Some(Known { flow, next_hop, mtu }))
         }
         Ok(None) => {
+            packet.had_flow = true;
             // A flow that is not understood is left alone: its packets are dropped.
             if flow.backend < MAX_BACKENDS {
                 close::<F>(packet, flow);

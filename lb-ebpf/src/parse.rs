@@ -21,6 +21,8 @@ pub(crate) struct Packet<A> {
     pub(crate) tcp_flags: u8,
     /// Whether lengths and offsets agree with each other and with the frame, and TCP's flags are possible ones.
     pub(crate) is_sound: bool,
+    /// Whether it belonged to a flow, which ended for it to choose anew.
+    pub(crate) had_flow: bool,
     /// Which part of a datagram it is.
     pub(crate) fragment: Fragment,
 }
@@ -136,7 +138,7 @@ fn packet<A: Address>(
         _pad: [0; 3],
     };
     let (l3, l4) = (l3 as u16, l4 as u16);
-    Packet { key, l3, l4, length: ip.length, tcp_flags, is_sound, fragment: ip.fragment }
+    Packet { key, l3, l4, length: ip.length, tcp_flags, is_sound, had_flow: false, fragment: ip.fragment }
 }
 
 #[inline(always)]
