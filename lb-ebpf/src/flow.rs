@@ -298,9 +298,13 @@ pub(crate) fn open<'a, F: Family>(
         let Backend { next_hop, mtu, .. } = *choice.backend;
         return Ok(Known { flow: &opening.half, next_hop, mtu });
     }
-    let _ = F::connections().remove(&opening.answers);
     // SAFETY: as in `find`.
-    let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
+    let flow = unsafe { F::connections().get(&packet.key) };
+    // Without translation it is the other CPU's half as well.
+    if flow.is_none() || listener.flags & Listener::DSR == 0 {
+        let _ = F::connections().remove(&opening.answers);
+    }
+    let flow = flow.ok_or(drop(Reason::ConnectionsFull))?;
     // Another CPU was first: its choice holds, and it may have chosen from another rotation.
     let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
     if !backend.next_hop.is_resolved() {
