@@ -322,8 +322,9 @@ fn write_answering_half<A: Address>(
     half: &mut Flow<A>,
 ) -> Option<()> {
     let now = now();
-    // The answers of a DSR flow are never seen, so nothing but the client's FIN can tell that it is over.
-    let is_dsr = choice.listener.flags & Listener::DSR != 0;
+    // The answers of a DSR flow are never seen, so nothing but the client's FIN can tell that it is over. UDP has none, and
+    // here whatever was seen would be an answer.
+    let is_closed = choice.listener.flags & Listener::DSR != 0 && packet.key.protocol == PROTO_TCP;
     // Field by field into the map: a whole value would first be built on the stack.
     half.source = packet.key.destination;
     half.destination = packet.key.source;
@@ -335,7 +336,7 @@ fn write_answering_half<A: Address>(
     half.created = now;
     half.last_seen = now;
     half.direction = Flow::<A>::TO_CLIENT;
-    half.seen = if is_dsr { Flow::<A>::FIN } else { 0 };
+    half.seen = if is_closed { Flow::<A>::FIN } else { 0 };
     half.mtu = frame.interface().map_or(0, |interface| interface.mtu);
     half.flags = 0;
     half._pad = [0; 3];
