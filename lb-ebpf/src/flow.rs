@@ -230,7 +230,10 @@ fn learn_client<F: Family>(
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
     if let Some(other) = F::connections().get_ptr_mut(other_half) {
         // SAFETY: see the top of this file.
-        unsafe { (*other).client = sender };
+        unsafe {
+            (*other).client = sender;
+            (*other).mtu = mtu_of(frame);
+        }
     }
     Ok(())
 }
@@ -337,10 +340,16 @@ fn write_answering_half<A: Address>(
     half.last_seen = now;
     half.direction = Flow::<A>::TO_CLIENT;
     half.seen = if is_closed { Flow::<A>::FIN } else { 0 };
-    half.mtu = frame.interface().map_or(0, |interface| interface.mtu);
+    half.mtu = mtu_of(frame);
     half.flags = 0;
     half._pad = [0; 3];
     Some(())
+}
+
+/// MTU of the link that a frame came by; 0 when unknown.
+#[inline(always)]
+fn mtu_of(frame: &Frame) -> u16 {
+    frame.interface().map_or(0, |interface| interface.mtu)
 }
 
 /// Makes the half to the backend out of the one for the answers: the opposite translation.
