@@ -189,11 +189,11 @@ fn seen_by_other<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) -> u
 #[inline(always)]
 fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return };
-    // Either may be gone already, removed by another CPU or by the collector. Others must not go on with copies when the
-    // port is somebody else's.
-    cache::forget_all();
+    // Either may be gone already, removed by another CPU or by the collector.
     let _ = F::connections().remove(&packet.key);
     let _ = F::connections().remove(other_half);
+    // Others must not go on with copies when the port is somebody else's.
+    cache::forget_all();
 }
 
 /// Key of the other half, in scratch memory: the stack is short.
@@ -226,7 +226,6 @@ fn learn_client<F: Family>(
         return Ok(());
     }
     flow.client = sender;
-    cache::forget_all();
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
     if let Some(other) = F::connections().get_ptr_mut(other_half) {
         // SAFETY: see the top of this file.
@@ -235,6 +234,7 @@ fn learn_client<F: Family>(
             (*other).mtu = mtu_of(frame);
         }
     }
+    cache::forget_all();
     Ok(())
 }
 
