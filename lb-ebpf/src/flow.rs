@@ -64,13 +64,17 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
     if !packet.is_sound || is_unusual || flow.flags != 0 {
         return Short::Unusual;
     }
+    let Some(backend) = BACKENDS.get(flow.backend) else { return Short::Unusual };
     let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
-        let Some(backend) = BACKENDS.get(flow.backend) else { return Short::Unusual };
         if backend.flags & Backend::UNUSUAL != 0 || frame.sender() != Some(flow.client) {
             return Short::Unusual;
         }
         (backend.next_hop, backend.mtu)
     } else {
+        // Nearly every answer comes to where the packets to its backend leave.
+        if !frame.is_to(backend.next_hop.local) {
+            return Short::Unusual;
+        }
         (flow.client, flow.mtu)
     };
     if !is_within(packet.length, mtu) || !next_hop.is_resolved() {
@@ -91,7 +95,10 @@ pub(crate) fn find<'a, F: Family>(
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
     // words only, see the top of this file.
     let flow = unsafe { &mut *half };
-    if packet.is_sound && flow.direction == Flow::<F::Addr>::TO_BACKEND {
+    if packet.is_sound {
+        if is_astray(frame, flow) {
+            return Err(Stop::pass(Reason::OtherHost));
+        }
         learn_client::<F>(frame, packet, flow)?;
     }
     match way::<F>(packet, flow) {
@@ -207,11 +214,11 @@ pub(crate) fn other_half<F: Family>(protocol: u8, flow: &Flow<F::Addr>) -> Optio
 /// Whether a packet of this flow was sent to another host. One that comes as those of its client do is not looked at.
 #[inline(always)]
 pub(crate) fn is_astray<A: Address>(frame: &Frame, flow: &Flow<A>) -> bool {
-    flow.direction == Flow::<A>::TO_BACKEND && frame.sender() != Some(flow.client) && !frame.is_to_this_host()
+    let is_as_ever = flow.direction == Flow::<A>::TO_BACKEND && frame.sender() == Some(flow.client);
+    !is_as_ever && !frame.is_to_this_host()
 }
 
-/// Follows a client whose packets begin to come another way, a router that took over for example. What was sent to
-/// another host teaches nothing, nor does it travel on.
+/// Follows a client whose packets begin to come another way, a router that took over for example.
 #[inline(always)]
 fn learn_client<F: Family>(
     frame: &Frame,
@@ -219,10 +226,7 @@ fn learn_client<F: Family>(
     flow: &mut Flow<F::Addr>,
 ) -> Result<(), Stop> {
     let sender = frame.sender().ok_or(Stop::pass(Reason::OtherProtocol))?;
-    if is_astray(frame, flow) {
-        return Err(Stop::pass(Reason::OtherHost));
-    }
-    if flow.client == sender {
+    if flow.direction != Flow::<F::Addr>::TO_BACKEND || flow.client == sender {
         return Ok(());
     }
     flow.client = sender;
