@@ -114,10 +114,12 @@ fn read_transport<A: Address>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> Opt
     Some(packet(l3, l4, ip, ports, tcp_flags, is_sound && holds(frame, l3, ip)))
 }
 
-/// Whether the frame has all bytes that the IP header promises.
+/// Whether the frame has all bytes that the IP header promises, and the whole datagram no more than there can be.
 #[inline(always)]
 fn holds<A>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> bool {
-    ip.length > ip.header_length && frame.holds(l3 + usize::from(ip.length))
+    ip.length > ip.header_length
+        && ip.fragment_offset.checked_add(ip.length - ip.header_length).is_some()
+        && frame.holds(l3 + usize::from(ip.length))
 }
 
 #[inline(always)]
