@@ -5,7 +5,7 @@ use lb_common::{Address, FlowKey, PROTO_TCP, PROTO_UDP, Reason};
 use crate::family::{Family, IpFields};
 use crate::frame::{Frame, L3};
 use crate::stop::Stop;
-use crate::wire::{Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
+use crate::wire::{NEXT_DESTINATION, Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
 
 /// A packet, read once.
 #[derive(Clone, Copy)]
@@ -90,7 +90,7 @@ pub(crate) fn whole<F: Family>(frame: &Frame, l3: usize, packet: &mut Packet<F::
         return Err(Stop::pass(Reason::TtlExpired));
     }
     let is_transport = ip.protocol == PROTO_TCP || ip.protocol == PROTO_UDP;
-    if !is_transport && ip.protocol != F::ICMP {
+    if !is_transport && ip.protocol != F::ICMP && !is_hidden::<F::Addr>(ip.protocol, ip.fragment) {
         return Err(Stop::pass(Reason::OtherProtocol));
     }
     if ip.fragment.is_later() || !is_transport {
@@ -100,6 +100,13 @@ pub(crate) fn whole<F: Family>(frame: &Frame, l3: usize, packet: &mut Packet<F::
         *packet = read_transport(frame, l3, &ip).ok_or(Stop::pass(Reason::OtherProtocol))?;
     }
     Ok(())
+}
+
+/// Whether it is a later fragment of which the first alone tells the protocol: each names what the divided part of the
+/// packet begins with, which may be destination options (RFC 8200, 4.5).
+#[inline(always)]
+pub(crate) const fn is_hidden<A: Address>(protocol: u8, fragment: Fragment) -> bool {
+    A::VERSION == 6 && fragment.is_later() && protocol == NEXT_DESTINATION
 }
 
 #[inline(always)]
