@@ -31,13 +31,15 @@ const PAUSE: u32 = 1 << 21;
 /// Where this CPU would keep the flow of a packet.
 pub(crate) struct Place<A: 'static> {
     slot: &'static mut CacheSlot<A>,
+    /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
+    guard: u32,
     caching: &'static mut CacheUse,
 }
 
 /// The place for the flow of a packet; `None` while this CPU does without a cache, or if the packet tells more than that
 /// its connection goes on.
 #[inline(always)]
-pub(crate) fn place<F: Family>(packet: &Packet<F::Addr>) -> Option<Place<F::Addr>> {
+pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<F::Addr>> {
     let cpu = this_cpu();
     let caching = F::cache_use(cpu)?;
     if caching.pause != 0 {
@@ -47,19 +49,19 @@ pub(crate) fn place<F: Family>(packet: &Packet<F::Addr>) -> Option<Place<F::Addr
     if shows_news(packet) || !packet.is_sound {
         return None;
     }
-    Some(Place { slot: F::cached(slot::<F>(cpu, &packet.key))?, caching })
+    Some(Place { slot: F::cached(slot::<F>(cpu, &packet.key))?, guard: guard(frame)?, caching })
 }
 
 impl<A: Address> Place<A> {
     /// The flow of a packet, if it is one of the last moment.
     #[inline(always)]
-    pub(crate) fn find(&mut self, frame: &Frame, packet: &Packet<A>) -> Option<&CachedFlow<A>> {
+    pub(crate) fn find(&mut self, packet: &Packet<A>) -> Option<&CachedFlow<A>> {
         let [first, second] = &*self.slot;
         let entry = if is_same(&first.key, &packet.key) { first } else { second };
         if !is_same(&entry.key, &packet.key) || !is_fresh(entry) {
             return None;
         }
-        if entry.guard != guard(frame)? || !is_within(packet.length, entry.mtu) {
+        if entry.guard != self.guard || !is_within(packet.length, entry.mtu) {
             return None;
         }
         self.caching.hits += 1;
@@ -68,16 +70,16 @@ impl<A: Address> Place<A> {
 
     /// Notes the flow of a packet, unless others in the same slot are still in use.
     #[inline(always)]
-    pub(crate) fn remember(self, frame: &Frame, packet: &Packet<A>, known: &Known<'_, A>) {
-        count_miss(self.caching);
-        let [first, second] = self.slot;
+    pub(crate) fn remember(self, packet: &Packet<A>, known: &Known<'_, A>) {
+        let Self { slot: [first, second], guard, caching } = self;
+        count_miss(caching);
         let entry = match () {
             () if is_same(&first.key, &packet.key) => first,
             () if is_same(&second.key, &packet.key) || !is_fresh(second) => second,
             () if !is_fresh(first) => first,
             () => return,
         };
-        write(frame, packet, known, entry);
+        write(guard, packet, known, entry);
     }
 }
 
@@ -92,8 +94,7 @@ fn count_miss(caching: &mut CacheUse) {
 }
 
 #[inline(always)]
-fn write<A: Address>(frame: &Frame, packet: &Packet<A>, known: &Known<'_, A>, entry: &mut CachedFlow<A>) {
-    let Some(guard) = guard(frame) else { return };
+fn write<A: Address>(guard: u32, packet: &Packet<A>, known: &Known<'_, A>, entry: &mut CachedFlow<A>) {
     let flow = known.flow;
     entry.key.protocol = 0;
     compiler_fence(Ordering::SeqCst);
@@ -128,7 +129,8 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     }
 }
 
-/// Makes every entry of every CPU stale: a flow that may be among them has been removed or goes another way.
+/// Makes every entry of every CPU stale: a flow that may be among them has been removed or goes another way. Comes after
+/// that, else another CPU might copy once more what is about to go.
 #[inline(always)]
 pub(crate) fn forget_all() {
     if let Some(generation) = GENERATION.get_ptr_mut(0) {

@@ -13,7 +13,6 @@ use crate::frame::Frame;
 use crate::maps::{BACKENDS, Keys, LISTENER_RANGES, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::parse::Packet;
 use crate::stop::Stop;
-use crate::wire::TCP_RST;
 
 /// Who takes a new flow.
 #[derive(Clone, Copy)]
@@ -53,12 +52,12 @@ pub(crate) fn choose<'a, F: Family>(
     if packet.fragment.is_later() {
         return Err(drop(Reason::Fragment));
     }
+    if admit::is_denied(key.source, listener, &mut keys.source) {
+        return Err(drop(Reason::SourceDenied));
+    }
     if is_untracked(packet, listener) {
         let refuses = listener.on_untracked_tcp == Listener::RESET && !packet.is_reset();
         return Err(Stop::refuse(refuses, key.protocol, Reason::Untracked, listener.id));
-    }
-    if admit::is_denied(key.source, listener, &mut keys.source) {
-        return Err(drop(Reason::SourceDenied));
     }
     let refuses = listener.flags & Listener::REFUSE != 0;
     let no_backend = Stop::refuse(refuses, key.protocol, Reason::NoBackend, listener.id);
@@ -126,11 +125,11 @@ fn table_entry(set: u32, slot: u32) -> Option<u32> {
     }
 }
 
-/// Whether it is TCP from the middle of a connection that the listener does not pick up. A RST never begins a
-/// flow: there is nothing left to pick up.
+/// Whether it is TCP from the middle of a connection that the listener does not pick up; one whose backend was taken from
+/// it is known, and moves. A RST never begins a flow: there is nothing left to pick up.
 #[inline(always)]
 fn is_untracked<A: Address>(packet: &Packet<A>, listener: &Listener) -> bool {
     packet.key.protocol == PROTO_TCP
         && !packet.is_syn()
-        && (listener.on_untracked_tcp != Listener::PICKUP || packet.tcp_flags & TCP_RST != 0)
+        && (packet.is_reset() || (listener.on_untracked_tcp != Listener::PICKUP && !packet.had_flow))
 }

@@ -35,7 +35,7 @@ pub(crate) fn answer<F: Family>(frame: &mut Frame) -> Option<()> {
 #[inline(always)]
 fn travel<F: Family>(
     frame: &Frame,
-    packet: &Packet<F::Addr>,
+    packet: &mut Packet<F::Addr>,
     keys: &mut Keys,
     explanation: &mut Explanation,
 ) -> Result<(), Stop> {
@@ -59,6 +59,7 @@ fn travel<F: Family>(
             write_way(&next_hop, mtu, explanation);
             return Ok(());
         }
+        packet.had_flow = true;
     }
     begin::<F>(frame, packet, keys, explanation)
 }

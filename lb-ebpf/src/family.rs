@@ -28,6 +28,8 @@ pub(crate) struct IpFields<A> {
     /// Bytes of the packet from the IP header on.
     pub(crate) length: u16,
     pub(crate) fragment: Fragment,
+    /// Where in its datagram it begins, in bytes.
+    pub(crate) fragment_offset: u16,
 }
 
 /// An IP version.

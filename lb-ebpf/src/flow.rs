@@ -59,16 +59,22 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
     let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Short::Unknown };
     // SAFETY: as in `find`.
     let flow = unsafe { &mut *half };
-    if !packet.is_sound || packet.tcp_flags & (TCP_SYN | TCP_RST) != 0 || flow.flags != 0 {
+    let is_unusual =
+        packet.key.protocol == PROTO_TCP && packet.tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK;
+    if !packet.is_sound || is_unusual || flow.flags != 0 {
         return Short::Unusual;
     }
+    let Some(backend) = BACKENDS.get(flow.backend) else { return Short::Unusual };
     let (next_hop, mtu) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
-        let Some(backend) = BACKENDS.get(flow.backend) else { return Short::Unusual };
         if backend.flags & Backend::UNUSUAL != 0 || frame.sender() != Some(flow.client) {
             return Short::Unusual;
         }
         (backend.next_hop, backend.mtu)
     } else {
+        // Nearly every answer comes to where the packets to its backend leave.
+        if !frame.is_to(backend.next_hop.local) {
+            return Short::Unusual;
+        }
         (flow.client, flow.mtu)
     };
     if !is_within(packet.length, mtu) || !next_hop.is_resolved() {
@@ -83,13 +89,16 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
 #[inline(always)]
 pub(crate) fn find<'a, F: Family>(
     frame: &Frame,
-    packet: &Packet<F::Addr>,
+    packet: &mut Packet<F::Addr>,
 ) -> Result<Option<Known<'a, F::Addr>>, Stop> {
     let Some(half) = F::connections().get_ptr_mut(&packet.key) else { return Ok(None) };
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
     // words only, see the top of this file.
     let flow = unsafe { &mut *half };
-    if packet.is_sound && flow.direction == Flow::<F::Addr>::TO_BACKEND {
+    if packet.is_sound {
+        if is_astray(frame, flow) {
+            return Err(Stop::pass(Reason::OtherHost));
+        }
         learn_client::<F>(frame, packet, flow)?;
     }
     match way::<F>(packet, flow) {
@@ -98,6 +107,7 @@ pub(crate) fn find<'a, F: Family>(
             Ok(Some(Known { flow, next_hop, mtu }))
         }
         Ok(None) => {
+            packet.had_flow = true;
             // A flow that is not understood is left alone: its packets are dropped.
             if flow.backend < MAX_BACKENDS {
                 close::<F>(packet, flow);
@@ -132,7 +142,11 @@ pub(crate) fn way<F: Family>(
         (backend.next_hop, backend.mtu)
     } else {
         if flow.flags & Flow::<F::Addr>::CUT != 0 {
-            let answer = if flow.flags & Flow::<F::Addr>::IDLE != 0 { Stop::RESET } else { Stop::CUT };
+            let answer = match () {
+                () if flow.flags & Flow::<F::Addr>::IDLE == 0 => Stop::CUT,
+                () if packet.is_reset() => Stop::NOTHING,
+                () => Stop::RESET,
+            };
             return Err(Stop::answer(Reason::FlowCut, flow.listener, answer));
         }
         (flow.client, flow.mtu)
@@ -182,11 +196,11 @@ fn seen_by_other<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) -> u
 #[inline(always)]
 fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return };
-    // Either may be gone already, removed by another CPU or by the collector. Others must not go on with copies when the
-    // port is somebody else's.
-    cache::forget_all();
+    // Either may be gone already, removed by another CPU or by the collector.
     let _ = F::connections().remove(&packet.key);
     let _ = F::connections().remove(other_half);
+    // Others must not go on with copies when the port is somebody else's.
+    cache::forget_all();
 }
 
 /// Key of the other half, in scratch memory: the stack is short.
@@ -200,11 +214,11 @@ pub(crate) fn other_half<F: Family>(protocol: u8, flow: &Flow<F::Addr>) -> Optio
 /// Whether a packet of this flow was sent to another host. One that comes as those of its client do is not looked at.
 #[inline(always)]
 pub(crate) fn is_astray<A: Address>(frame: &Frame, flow: &Flow<A>) -> bool {
-    flow.direction == Flow::<A>::TO_BACKEND && frame.sender() != Some(flow.client) && !frame.is_to_this_host()
+    let is_as_ever = flow.direction == Flow::<A>::TO_BACKEND && frame.sender() == Some(flow.client);
+    !is_as_ever && !frame.is_to_this_host()
 }
 
-/// Follows a client whose packets begin to come another way, a router that took over for example. What was sent to
-/// another host teaches nothing, nor does it travel on.
+/// Follows a client whose packets begin to come another way, a router that took over for example.
 #[inline(always)]
 fn learn_client<F: Family>(
     frame: &Frame,
@@ -212,19 +226,19 @@ fn learn_client<F: Family>(
     flow: &mut Flow<F::Addr>,
 ) -> Result<(), Stop> {
     let sender = frame.sender().ok_or(Stop::pass(Reason::OtherProtocol))?;
-    if is_astray(frame, flow) {
-        return Err(Stop::pass(Reason::OtherHost));
-    }
-    if flow.client == sender {
+    if flow.direction != Flow::<F::Addr>::TO_BACKEND || flow.client == sender {
         return Ok(());
     }
     flow.client = sender;
-    cache::forget_all();
     let Some(other_half) = other_half::<F>(packet.key.protocol, flow) else { return Ok(()) };
     if let Some(other) = F::connections().get_ptr_mut(other_half) {
         // SAFETY: see the top of this file.
-        unsafe { (*other).client = sender };
+        unsafe {
+            (*other).client = sender;
+            (*other).mtu = mtu_of(frame);
+        }
     }
+    cache::forget_all();
     Ok(())
 }
 
@@ -236,12 +250,13 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
-    if packet.fragment.is_later() {
+    let shown = shown(packet);
+    if packet.fragment.is_later() || shown == 0 {
         return;
     }
     // A flow that goes on after a RST was not ended by it: the RST was forged, or did not fit.
     let known = if packet.is_reset() { flow.seen } else { flow.seen & !Flow::<F::Addr>::RST };
-    let seen = known | shown(packet);
+    let seen = known | shown;
     if seen != flow.seen {
         // A RST that answers a SYN carries an ACK, one that answers anything else does not (RFC 9293, 3.10.7.1).
         let is_refusal = packet.key.protocol == PROTO_TCP
@@ -255,18 +270,18 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     }
 }
 
-/// What a packet shows of its direction.
+/// What a packet shows of its direction; 0: nothing.
 #[inline(always)]
 fn shown<A: Address>(packet: &Packet<A>) -> u8 {
     let flags = packet.tcp_flags;
-    let mut shown = if flags & TCP_SYN != 0 { Flow::<A>::SYN } else { Flow::<A>::ESTABLISHED };
-    if flags & TCP_FIN != 0 {
-        shown |= Flow::<A>::FIN;
+    match () {
+        () if packet.is_reset() => Flow::<A>::RST,
+        () if flags & TCP_SYN != 0 => Flow::<A>::SYN,
+        // Whoever knows of the connection drops it (RFC 9293, 3.10.7.4), so it proves nothing.
+        () if packet.key.protocol == PROTO_TCP && flags & TCP_ACK == 0 => 0,
+        () if flags & TCP_FIN != 0 => Flow::<A>::ESTABLISHED | Flow::<A>::FIN,
+        () => Flow::<A>::ESTABLISHED,
     }
-    if flags & TCP_RST != 0 {
-        shown = Flow::<A>::RST;
-    }
-    shown
 }
 
 /// Opens a flow to a backend: claims its source by inserting the half for the answers, then inserts the half to
@@ -290,9 +305,13 @@ pub(crate) fn open<'a, F: Family>(
         let Backend { next_hop, mtu, .. } = *choice.backend;
         return Ok(Known { flow: &opening.half, next_hop, mtu });
     }
-    let _ = F::connections().remove(&opening.answers);
     // SAFETY: as in `find`.
-    let flow = unsafe { F::connections().get(&packet.key) }.ok_or(drop(Reason::ConnectionsFull))?;
+    let flow = unsafe { F::connections().get(&packet.key) };
+    // Without translation it is the other CPU's half as well.
+    if flow.is_none() || listener.flags & Listener::DSR == 0 {
+        let _ = F::connections().remove(&opening.answers);
+    }
+    let flow = flow.ok_or(drop(Reason::ConnectionsFull))?;
     // Another CPU was first: its choice holds, and it may have chosen from another rotation.
     let backend = BACKENDS.get(flow.backend).ok_or(drop(Reason::NoBackend))?;
     if !backend.next_hop.is_resolved() {
@@ -310,8 +329,9 @@ fn write_answering_half<A: Address>(
     half: &mut Flow<A>,
 ) -> Option<()> {
     let now = now();
-    // The answers of a DSR flow are never seen, so nothing but the client's FIN can tell that it is over.
-    let is_dsr = choice.listener.flags & Listener::DSR != 0;
+    // The answers of a DSR flow are never seen, so nothing but the client's FIN can tell that it is over. UDP has none, and
+    // here whatever was seen would be an answer.
+    let is_closed = choice.listener.flags & Listener::DSR != 0 && packet.key.protocol == PROTO_TCP;
     // Field by field into the map: a whole value would first be built on the stack.
     half.source = packet.key.destination;
     half.destination = packet.key.source;
@@ -323,11 +343,17 @@ fn write_answering_half<A: Address>(
     half.created = now;
     half.last_seen = now;
     half.direction = Flow::<A>::TO_CLIENT;
-    half.seen = if is_dsr { Flow::<A>::FIN } else { 0 };
-    half.mtu = frame.interface().map_or(0, |interface| interface.mtu);
+    half.seen = if is_closed { Flow::<A>::FIN } else { 0 };
+    half.mtu = mtu_of(frame);
     half.flags = 0;
     half._pad = [0; 3];
     Some(())
+}
+
+/// MTU of the link that a frame came by; 0 when unknown.
+#[inline(always)]
+fn mtu_of(frame: &Frame) -> u16 {
+    frame.interface().map_or(0, |interface| interface.mtu)
 }
 
 /// Makes the half to the backend out of the one for the answers: the opposite translation.

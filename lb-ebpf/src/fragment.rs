@@ -5,13 +5,13 @@ use core::hint::black_box;
 
 use aya_ebpf::helpers::bpf_xdp_load_bytes;
 use lb_common::fragment::HELD_FRAME;
-use lb_common::{Address, FragmentKey, FragmentPorts, Reason};
+use lb_common::{Address, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP, Reason};
 
 use crate::clock::now;
 use crate::count;
 use crate::frame::{Frame, L3};
 use crate::maps::{FRAGMENTS, HELD_FRAGMENTS, TICKS_PER_SECOND, VIPS};
-use crate::parse::Packet;
+use crate::parse::{Packet, is_hidden};
 use crate::stop::Stop;
 
 /// How long the first fragment speaks for the others: what Linux waits for the rest of a datagram (ipfrag_time).
@@ -23,16 +23,17 @@ pub(crate) fn recall<A: Address>(frame: &Frame, packet: &mut Packet<A>) -> Resul
     if !packet.fragment.is_later() {
         return Ok(());
     }
-    let key = key_of(packet);
-    // SAFETY: the value is two words; one that is replaced meanwhile is the old datagram's or the new one's.
-    let known = unsafe { FRAGMENTS.get(&key) };
-    if let Some(ports) = known
-        && now().wrapping_sub(ports.since) < LIFETIME_S * TICKS_PER_SECOND.load()
-    {
-        packet.key.source_port = ports.source_port;
-        packet.key.destination_port = ports.destination_port;
+    if is_hidden::<A>(packet.key.protocol, packet.fragment) {
+        // No two datagrams of IPv6 under way share an identification, whatever their protocols.
+        return match know(packet, PROTO_UDP).or_else(|| know(packet, PROTO_TCP)) {
+            Some(()) => Ok(()),
+            None => Err(Stop::pass(Reason::OtherProtocol)),
+        };
+    }
+    if know(packet, packet.key.protocol).is_some() {
         return Ok(());
     }
+    let key = key_of(packet);
     if VIPS.get_ptr_mut(&key.destination).is_none() {
         return Err(Stop::pass(Reason::NotOurs));
     }
@@ -43,6 +44,20 @@ pub(crate) fn recall<A: Address>(frame: &Frame, packet: &mut Packet<A>) -> Resul
         Some(()) => Err(Stop::NOTED),
         None => Err(Stop::drop_unknown(Reason::Fragment)),
     }
+}
+
+/// Completes a later fragment if the first of a datagram of this protocol has come.
+#[inline(always)]
+fn know<A: Address>(packet: &mut Packet<A>, protocol: u8) -> Option<()> {
+    // SAFETY: the value is two words; one that is replaced meanwhile is the old datagram's or the new one's.
+    let ports = unsafe { FRAGMENTS.get(&FragmentKey { protocol, ..key_of(packet) }) }?;
+    if now().wrapping_sub(ports.since) >= LIFETIME_S * TICKS_PER_SECOND.load() {
+        return None;
+    }
+    packet.key.protocol = protocol;
+    packet.key.source_port = ports.source_port;
+    packet.key.destination_port = ports.destination_port;
+    Some(())
 }
 
 /// Notes the ports of a first fragment that travels on.

@@ -142,6 +142,12 @@ impl Frame {
         }
     }
 
+    /// Whether it was sent to this address.
+    #[inline(always)]
+    pub(crate) fn is_to(&self, address: [u8; 6]) -> bool {
+        self.at::<Ethernet>(0).is_some_and(|ethernet| mac(ethernet.destination) == address)
+    }
+
     /// The interface it came in through, if the controller attached the program to it.
     #[inline(always)]
     pub(crate) fn interface(&self) -> Option<&'static InterfaceMac> {

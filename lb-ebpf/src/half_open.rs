@@ -56,11 +56,11 @@ fn evict<F: Family>(slot: &HalfOpen<F::Addr>) {
     if is_promoted(slot.key.protocol, flow.seen, seen_back) {
         return;
     }
-    if seen_back & Flow::<F::Addr>::ESTABLISHED != 0 {
-        cache::forget_all();
-    }
     // The half that claims the port goes last. Either may be gone already.
     let _ = F::connections().remove(&slot.key);
     let _ = F::connections().remove(answers);
+    if seen_back & Flow::<F::Addr>::ESTABLISHED != 0 {
+        cache::forget_all();
+    }
     count::reason(Reason::HalfOpenEvicted as u32, listener + 1);
 }

@@ -65,6 +65,10 @@ impl<'a, A: Address> Inner<'a, A> {
         if ip.fragment.is_later() || (ip.protocol != PROTO_TCP && ip.protocol != PROTO_UDP) {
             return None;
         }
+        // An error goes to whoever sent the packet in it. Any other would be let in as part of a flow that it only names.
+        if ip.source != packet.key.destination {
+            return None;
+        }
         let l4 = l3 + usize::from(ip.header_length);
         // The error must hold the 8 bytes itself: what lies behind its end is padding.
         let end = packet.l3() + usize::from(packet.length);

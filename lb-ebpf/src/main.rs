@@ -80,14 +80,14 @@ pub(crate) fn lb(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
     let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
-    let mut place = cache::place::<F>(&packet);
-    if let Some(cached) = place.as_mut().and_then(|place| place.find(frame, &packet)) {
+    let mut place = cache::place::<F>(frame, &packet);
+    if let Some(cached) = place.as_mut().and_then(|place| place.find(&packet)) {
         return carry_on::<F>(frame, &packet, cached, &cached.next_hop).unwrap_or(XDP_DROP);
     }
     match flow::find_established::<F>(frame, &packet) {
         flow::Short::Known(known) => {
             if let Some(place) = place {
-                place.remember(frame, &packet, &known);
+                place.remember(&packet, &known);
             }
             carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
         }

@@ -5,7 +5,7 @@ use lb_common::{Address, FlowKey, PROTO_TCP, PROTO_UDP, Reason};
 use crate::family::{Family, IpFields};
 use crate::frame::{Frame, L3};
 use crate::stop::Stop;
-use crate::wire::{Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
+use crate::wire::{NEXT_DESTINATION, Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
 
 /// A packet, read once.
 #[derive(Clone, Copy)]
@@ -21,6 +21,8 @@ pub(crate) struct Packet<A> {
     pub(crate) tcp_flags: u8,
     /// Whether lengths and offsets agree with each other and with the frame, and TCP's flags are possible ones.
     pub(crate) is_sound: bool,
+    /// Whether it belonged to a flow, which ended for it to choose anew.
+    pub(crate) had_flow: bool,
     /// Which part of a datagram it is.
     pub(crate) fragment: Fragment,
 }
@@ -88,7 +90,7 @@ pub(crate) fn whole<F: Family>(frame: &Frame, l3: usize, packet: &mut Packet<F::
         return Err(Stop::pass(Reason::TtlExpired));
     }
     let is_transport = ip.protocol == PROTO_TCP || ip.protocol == PROTO_UDP;
-    if !is_transport && ip.protocol != F::ICMP {
+    if !is_transport && ip.protocol != F::ICMP && !is_hidden::<F::Addr>(ip.protocol, ip.fragment) {
         return Err(Stop::pass(Reason::OtherProtocol));
     }
     if ip.fragment.is_later() || !is_transport {
@@ -98,6 +100,13 @@ pub(crate) fn whole<F: Family>(frame: &Frame, l3: usize, packet: &mut Packet<F::
         *packet = read_transport(frame, l3, &ip).ok_or(Stop::pass(Reason::OtherProtocol))?;
     }
     Ok(())
+}
+
+/// Whether it is a later fragment of which the first alone tells the protocol: each names what the divided part of the
+/// packet begins with, which may be destination options (RFC 8200, 4.5).
+#[inline(always)]
+pub(crate) const fn is_hidden<A: Address>(protocol: u8, fragment: Fragment) -> bool {
+    A::VERSION == 6 && fragment.is_later() && protocol == NEXT_DESTINATION
 }
 
 #[inline(always)]
@@ -112,10 +121,12 @@ fn read_transport<A: Address>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> Opt
     Some(packet(l3, l4, ip, ports, tcp_flags, is_sound && holds(frame, l3, ip)))
 }
 
-/// Whether the frame has all bytes that the IP header promises.
+/// Whether the frame has all bytes that the IP header promises, and the whole datagram no more than there can be.
 #[inline(always)]
 fn holds<A>(frame: &Frame, l3: usize, ip: &IpFields<A>) -> bool {
-    ip.length > ip.header_length && frame.holds(l3 + usize::from(ip.length))
+    ip.length > ip.header_length
+        && ip.fragment_offset.checked_add(ip.length - ip.header_length).is_some()
+        && frame.holds(l3 + usize::from(ip.length))
 }
 
 #[inline(always)]
@@ -136,7 +147,7 @@ fn packet<A: Address>(
         _pad: [0; 3],
     };
     let (l3, l4) = (l3 as u16, l4 as u16);
-    Packet { key, l3, l4, length: ip.length, tcp_flags, is_sound, fragment: ip.fragment }
+    Packet { key, l3, l4, length: ip.length, tcp_flags, is_sound, had_flow: false, fragment: ip.fragment }
 }
 
 #[inline(always)]

@@ -23,6 +23,7 @@ const TRIES: u32 = 128;
 const TRIES_IN_ROW: u32 = 16;
 
 const EEXIST: i32 = -17;
+const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 
 /// Claims a source for the flow with this key, as `opening.answers`, by inserting `opening.half`, which is the one
@@ -38,11 +39,8 @@ pub(crate) fn claim<F: Family, const CLAIM: bool>(
     if listener.flags & Listener::DSR != 0 {
         opening.answers = key.reversed();
         let fixed = fixed_part(&opening.answers, key);
-        return if try_claim::<F, CLAIM>(key, opening, fixed)? {
-            Ok(())
-        } else {
-            Err(Reason::ConnectionsFull)
-        };
+        // Nothing is claimed: another CPU that opens the flow at this moment, too, writes the same under this key.
+        return try_claim::<F, CLAIM>(key, opening, fixed, BPF_ANY).map(drop);
     }
     let settings = SETTINGS.get(0).ok_or(Reason::SnatPortsExhausted)?;
     let translate = needs_translation::<F>(key.source, listener, backend);
@@ -54,7 +52,7 @@ pub(crate) fn claim<F: Family, const CLAIM: bool>(
         protocol: key.protocol,
         _pad: [0; 3],
     };
-    if !translate && try_claim::<F, CLAIM>(key, opening, fixed_part(&opening.answers, key))? {
+    if !translate && try_claim::<F, CLAIM>(key, opening, fixed_part(&opening.answers, key), BPF_NOEXIST)? {
         return Ok(());
     }
     let group = group_of(&opening.answers);
@@ -136,7 +134,7 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
     if keys.search.translate != 0 && !is_free_for_snat(&opening.answers, keys) {
         return 0;
     }
-    keys.search.found = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed) {
+    keys.search.found = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST) {
         Ok(false) => return 0,
         Ok(true) => Search::CLAIMED,
         Err(_) => Search::FULL,
@@ -177,6 +175,7 @@ fn try_claim<F: Family, const CLAIM: bool>(
     key: &FlowKey<F::Addr>,
     opening: &mut Opening<F::Addr>,
     fixed: Fixed,
+    mode: u64,
 ) -> Result<bool, Reason> {
     let Opening { answers, half } = opening;
     if !CLAIM {
@@ -184,7 +183,7 @@ fn try_claim<F: Family, const CLAIM: bool>(
         return Ok(unsafe { F::connections().get(&*answers) }.is_none());
     }
     (half.ip_difference, half.l4_difference) = differences::<F>(answers, key, fixed);
-    match F::connections().insert(&*answers, &*half, BPF_NOEXIST) {
+    match F::connections().insert(&*answers, &*half, mode) {
         Ok(()) => Ok(true),
         Err(EEXIST) => Ok(false),
         Err(_) => Err(Reason::ConnectionsFull),

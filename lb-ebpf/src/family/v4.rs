@@ -39,6 +39,7 @@ impl Family for V4 {
             header_length: Self::HEADER as u16,
             length: u16::from_be(ip.total_length),
             fragment: Fragment::WHOLE,
+            fragment_offset: 0,
         })
     }
 
@@ -62,6 +63,7 @@ impl Family for V4 {
                 ip.fragment & IPV4_MORE_FRAGMENTS,
                 u32::from(ip.identification),
             ),
+            fragment_offset: u16::from_be(ip.fragment & IPV4_FRAGMENT_OFFSET) << 3,
         })
     }
 

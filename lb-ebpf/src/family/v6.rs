@@ -47,6 +47,7 @@ impl Family for V6 {
             header_length: Self::HEADER as u16,
             length: u16::from_be(ip.payload_length).saturating_add(Self::HEADER as u16),
             fragment: Fragment::WHOLE,
+            fragment_offset: 0,
         })
     }
 
@@ -58,6 +59,7 @@ impl Family for V6 {
             protocol: extensions.protocol,
             header_length: extensions.header_length as u16,
             fragment: extensions.fragment,
+            fragment_offset: extensions.fragment_offset,
             ..plain
         })
     }
@@ -224,15 +226,16 @@ struct Extensions {
     /// Bytes up to the transport header.
     header_length: usize,
     fragment: Fragment,
+    fragment_offset: u16,
 }
 
 /// Walks over the extension headers up to TCP, UDP or ICMP, or to the payload of a later fragment (RFC 8200, 4).
 #[inline(always)]
 fn read_extensions(frame: &Frame, l3: usize, first: u8) -> Option<Extensions> {
-    let (mut next, mut length, mut fragment) = (first, V6::HEADER, Fragment::WHOLE);
+    let (mut next, mut length, mut fragment, mut fragment_offset) = (first, V6::HEADER, Fragment::WHOLE, 0);
     for _ in 0..=EXTENSIONS {
         if next == PROTO_TCP || next == PROTO_UDP || next == V6::ICMP || fragment.is_later() {
-            return Some(Extensions { protocol: next, header_length: length, fragment });
+            return Some(Extensions { protocol: next, header_length: length, fragment, fragment_offset });
         }
         let extension: Extension = *frame.at(l3 + length)?;
         let mut bytes = 8 * (usize::from(extension.length) + 1);
@@ -243,6 +246,7 @@ fn read_extensions(frame: &Frame, l3: usize, first: u8) -> Option<Extensions> {
             NEXT_FRAGMENT => {
                 let header: FragmentHeader = *frame.at(l3 + length)?;
                 bytes = size_of::<FragmentHeader>();
+                fragment_offset = u16::from_be(header.offset & IPV6_FRAGMENT_OFFSET);
                 fragment = Fragment::of(
                     header.offset & IPV6_FRAGMENT_OFFSET,
                     header.offset & IPV6_MORE_FRAGMENTS,

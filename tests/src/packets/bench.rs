@@ -214,7 +214,11 @@ impl Bench {
                 tcp: Duration::from_secs(listener.tcp_idle_timeout_s.into()),
                 udp: Duration::from_secs(listener.udp_idle_timeout_s.into()),
             };
-            limits.listeners.insert(self.names.listeners[&listener.name], timeouts);
+            let id = self.names.listeners[&listener.name];
+            limits.listeners.insert(id, timeouts);
+            if listener.tcp_reset_on_idle {
+                limits.reset_on_idle.insert(id);
+            }
         }
         for (set_name, set) in &self.config.backend_sets {
             for backend in set.backends.iter().filter(|backend| backend.offline) {

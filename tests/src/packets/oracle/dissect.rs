@@ -97,9 +97,13 @@ impl<'a> Dissected<'a> {
     }
 
     fn from_ip(frame: &'a [u8], l3: usize, l3_end: usize, ip: &Ip) -> Result<Self> {
-        ensure!(matches!(ip.protocol, 1 | 6 | 17 | 58), "expected TCP, UDP or ICMP, found {}", ip.protocol);
-        let l4 = l3 + ip.header_length;
         let Ip { part, protocol, ttl, .. } = *ip;
+        // Behind destination options, only the first fragment tells what it is.
+        let is_hidden =
+            protocol == ip_number::IPV6_DEST_OPTIONS.0 && matches!(part, Some(Part { offset: 1.., .. }));
+        let is_known = is_hidden || matches!(protocol, 1 | 6 | 17 | 58);
+        ensure!(is_known, "expected TCP, UDP or ICMP, found {protocol}");
+        let l4 = l3 + ip.header_length;
         let (src, dst) = (SocketAddr::new(ip.src, 0), SocketAddr::new(ip.dst, 0));
         let mut packet = Self { frame, l3, l4, l3_end, part, protocol, src, dst, ttl };
         if packet.has_ports() {

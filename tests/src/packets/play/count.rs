@@ -174,7 +174,8 @@ pub(super) fn listener_for(config: &Config, protocol: u8, address: SocketAddr) -
             Protocol::TcpAndUdp => &[6, 17],
         };
         listener.address == address.ip()
-            && protocols.contains(&protocol)
+            // Destination options: a later fragment that does not tell what it is.
+            && (protocol == 60 || protocols.contains(&protocol))
             && (listener.ports.first..=listener.ports.last).contains(&address.port())
     };
     config.listeners.iter().find(accepts)
