@@ -81,8 +81,9 @@ pub struct Census {
     pub ended: u64,
     /// Of those, the TCP flows whose SYN the backend never answered, by backend id.
     pub unanswered: BTreeMap<u32, u64>,
-    /// Whether flows were marked whose next packets the program turns into RSTs.
-    pub marked: bool,
+    /// Whether the program may keep copies of flows that are no longer true: flows were marked whose next packets it turns
+    /// into RSTs, or ended in the midst of their packets.
+    pub outdates_copies: bool,
     /// Flows that idled out and are to be reset: source and destination of a packet to each of their ends. What an
     /// end sends back, the program turns into a RST.
     pub resets: Vec<(SocketAddr, SocketAddr)>,
@@ -129,8 +130,7 @@ impl Collector {
         Walk::<Addr6>::new(&self.v6, limits, now)
             .run(&mut census)
             .context("cannot walk over connections_v6")?;
-        // Flows that were removed have been idle for longer than any copy of them holds.
-        if census.marked {
+        if census.outdates_copies {
             self.cached.forget()?;
         }
         Ok(census)
@@ -254,6 +254,9 @@ where
                 // the other half still sends from it.
                 sys::delete(map, &key)?;
                 sys::delete(map, &back_key)?;
+                // Nearly every flow that ends has been idle for longer than any copy of it holds.
+                let idle = now.since(there.last_seen).min(now.since(back.last_seen));
+                census.outdates_copies |= idle < 2 * GRAIN;
                 let unanswered = is_half_open(key.protocol, there.seen) && back.seen == 0;
                 Ok(Fate::Over { unanswered })
             }
@@ -264,7 +267,7 @@ where
                 for (key, half) in [(&key, &there), (&back_key, &back)] {
                     mark(map, key, half, marks, now)?;
                 }
-                census.marked = true;
+                census.outdates_copies = true;
                 if is_idle {
                     census.resets.extend(ends(&key, &there));
                     census.resets.extend(ends(&back_key, &back));

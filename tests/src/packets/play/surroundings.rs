@@ -51,8 +51,11 @@ impl Player<'_> {
             self.bench.cut()?;
         }
         if let Some(seconds) = step.wait_s {
-            // Flows are given that much longer, since the time of their last packet is coarse.
-            self.bench.age(Duration::from_secs(seconds) + GRAIN)?;
+            // Flows are given that much longer, since the time of their last packet is coarse. No time at all leaves the copies
+            // that the program keeps of them.
+            if seconds > 0 {
+                self.bench.age(Duration::from_secs(seconds) + GRAIN)?;
+            }
             self.bench.sweep()?;
             self.forget_ended_flows()?;
         }
