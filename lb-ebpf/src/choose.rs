@@ -48,6 +48,10 @@ pub(crate) fn choose<'a, F: Family>(
     if !packet.is_sound || key.source_port == 0 || key.destination_port == 0 {
         return Err(drop(Reason::Malformed));
     }
+    // A VIP sends nothing by itself. What a backend answered would come back here, and go round for ever.
+    if self::vip_flags(&key.source.widen()).is_some() {
+        return Err(drop(Reason::Malformed));
+    }
     // The first fragment opened a flow, or would have been dropped itself.
     if packet.fragment.is_later() {
         return Err(drop(Reason::Fragment));
