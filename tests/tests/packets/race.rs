@@ -2,18 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya_obj::programs::XdpAttachType;
 use lb_common::MAX_BACKENDS;
 use lb_tests::packets::{Family, Verdict, oracle};
 use libtest_mimic::Trial;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::lab::{Lab, ONE_BACKEND, tcp, udp};
-use crate::trial_for_each_family;
+use crate::lab::{Lab, ONE_BACKEND, THREE_BACKENDS, tcp, udp};
+use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials =
@@ -28,7 +31,57 @@ pub(crate) fn trials() -> Vec<Trial> {
         "a packet for which another CPU opened the flow is not sent to its own choice",
         flow_of_another,
     ));
+    trials.extend(trial_for_each_family(
+        "race",
+        "a table that is replaced under load names nobody but whom the old or the new one names",
+        replaced_under_load,
+    ));
     trials
+}
+
+/// Alpha alone, then beta alone, then alpha again and so on, as fast as it goes. Gamma is in neither rotation. What a CPU
+/// sends meanwhile goes to alpha or beta, and once a change is made to the new one only.
+fn replaced_under_load(family: Family) -> Result<()> {
+    const ROTATIONS: [&str; 2] = ["alpha", "beta"];
+    let weights = |only: &str| {
+        let weight = |name| format!("{{ name = \"{name}\", weight = {} }}", u8::from(name == only));
+        format!("backend_set.web.backend = [{}]", ["alpha", "beta", "gamma"].map(weight).join(", "))
+    };
+    let mut lab = Lab::new(THREE_BACKENDS, &weights(ROTATIONS[0]), family)?;
+    let frames = (0..scaled(60_000)?)
+        .map(|number| lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", "S")))
+        .collect::<Result<Vec<_>>>()?;
+    let info = lab.bench.program()?.info()?;
+    let program = Xdp::from_program_info(info, "lb".into(), XdpAttachType::Interface)?;
+    // Even while nothing changes: half of it counts the changes made.
+    let changes = AtomicUsize::new(0);
+    let (sent, made) = thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let send = |frame: &Vec<u8>| {
+                let before = changes.load(Ordering::SeqCst);
+                let out = run(&program, frame)?;
+                Ok((before, out, changes.load(Ordering::SeqCst)))
+            };
+            frames.iter().map(send).collect::<Result<Vec<_>>>()
+        });
+        let mut made = 0;
+        while !sender.is_finished() {
+            made += 1;
+            changes.fetch_add(1, Ordering::SeqCst);
+            lab.reload(THREE_BACKENDS, &weights(ROTATIONS[made % 2]))?;
+            changes.fetch_add(1, Ordering::SeqCst);
+        }
+        let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))??;
+        Ok::<_, anyhow::Error>((sent, made))
+    })?;
+    ensure!(made as u64 > scaled(10)?, "only {made} changes while {} packets were sent", sent.len());
+    for (before, out, after) in sent {
+        let to = lab.host_at(oracle::Dissected::new(&out)?.dst)?;
+        let is_settled = before == after && before % 2 == 0;
+        let allowed = if is_settled { &ROTATIONS[before / 2 % 2..][..1] } else { &ROTATIONS[..] };
+        ensure!(allowed.contains(&to), "{to} got a flow between the changes {before} and {after} (halves)");
+    }
+    Ok(())
 }
 
 /// Another CPU opened the flow, towards alpha, between the lookup of a packet and its insertion; meanwhile beta has
