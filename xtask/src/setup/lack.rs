@@ -44,7 +44,6 @@ const KERNEL_TOOLS: &[Tool] = &[
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("strip", "binutils"),
     ("xz", "xz-utils"),
 ];
@@ -58,6 +57,9 @@ const BPF_LINKER_LIBRARIES: &[&str] = &["llvm-22-dev", "g++", "libc6-dev", "libz
 /// Kernels that the program is tested on besides the running one.
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
+/// What the fetch script calls the machine to boot them in.
+const QEMU: &str = "qemu";
+
 /// What is missing.
 #[derive(Debug, Default)]
 pub(super) struct Lack {
@@ -67,7 +69,7 @@ pub(super) struct Lack {
     pub(super) bpf_linker: bool,
     /// cargo-deb.
     pub(super) cargo_deb: bool,
-    /// Kernels to boot in a virtual machine.
+    /// Kernels to boot in a virtual machine, and the machine: what the fetch script downloads.
     pub(super) kernels: Vec<&'static str>,
     /// The eBPF toolchain that is there, and the major version of its LLVM.
     toolchain: Option<(String, u32)>,
@@ -121,7 +123,8 @@ impl Lack {
 
     fn look_for_kernels(&mut self) {
         self.look_for(KERNEL_TOOLS);
-        self.kernels = KERNELS.iter().copied().filter(|version| !kernel_is_here(version)).collect();
+        let machine = if find_program("qemu-system-x86_64").is_some() { None } else { Some(QEMU) };
+        self.kernels = KERNELS.iter().copied().chain(machine).filter(|what| !is_fetched(what)).collect();
     }
 }
 
@@ -143,19 +146,19 @@ impl fmt::Display for Lack {
             writeln!(f, "setup: missing program: cargo-deb")?;
         }
         if !self.kernels.is_empty() {
-            writeln!(f, "setup: missing kernels for virtual machines: {}", self.kernels.join(" "))?;
+            writeln!(f, "setup: missing for virtual machines: {}", self.kernels.join(" "))?;
         }
         Ok(())
     }
 }
 
-/// The script that downloads kernels.
+/// The script that downloads kernels and QEMU.
 pub(super) fn fetch_script() -> PathBuf {
     workspace().join("tests/kernels/fetch")
 }
 
-fn kernel_is_here(version: &str) -> bool {
-    probe(Command::new(fetch_script()).args(["--check", version])).is_some()
+fn is_fetched(what: &str) -> bool {
+    probe(Command::new(fetch_script()).args(["--check", what])).is_some()
 }
 
 fn is_installed(package: &str) -> bool {
