@@ -2,17 +2,18 @@
 
 use crate::{Address, FlowKey, NextHop};
 
-/// Flows that share a slot of the cache.
-pub const WAYS: usize = 2;
+/// Tuples fall into so many groups, each with a generation of its own (power of two).
+pub const GENERATION_GROUPS: u32 = 1024;
 
-/// Value of the maps `cached_v4` and `cached_v6`: a few flows that share a slot.
-pub type CacheSlot<A> = [CachedFlow<A>; WAYS];
+/// Entries of the map `generations`: that of all flows, then that of each group.
+pub const GENERATIONS: u32 = 1 + GENERATION_GROUPS;
 
-/// An entry of the cache: all that a packet of an established flow needs, in one cache line (IPv6:
-/// two). Each CPU has slots of its own, so nobody else writes an entry while it is read.
+/// Value of the maps `cached_v4` and `cached_v6`: all that a packet of an established flow needs, in one cache line (IPv6:
+/// two). Each CPU has entries of its own, so nobody else writes one while it is read. A flow has two places, its own and
+/// the one beside it.
 ///
 /// An entry is a copy, and what makes it stale is noticed in one of two ways. Whoever changes what it was made of raises
-/// the generation, which is part of [`CachedFlow::guard`]. And it holds for [`crate::SEEN_PER_SECOND`]th of a second
+/// a generation, which is part of [`CachedFlow::guard`]. And it holds for [`crate::SEEN_PER_SECOND`]th of a second
 /// only, counted from the flow's `last_seen`: then the flow itself is looked at again, which is when its `last_seen` is due anyway.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
@@ -54,18 +55,18 @@ pub struct CachedFlow<A> {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct CacheUse {
-    /// Packets of known flows that were found in it, since they were counted last.
+    /// Packets whose flow was found in it, since they were counted last.
     pub hits: u32,
-    /// Packets of known flows that were not.
-    pub misses: u32,
+    /// Packets whose flow was not, and had no place to go to.
+    pub crowded: u32,
     /// Packets that it is not asked for.
     pub pause: u32,
 }
 
-/// What the tuple of a packet is hashed to, for its slot in the cache. Two rounds of multiplication: a collision costs a
-/// lookup and nothing else.
+/// What the tuple of a packet is hashed to, for its place in the cache and its group. Two rounds of multiplication: a
+/// collision costs a lookup and nothing else.
 #[inline(always)]
-pub fn slot_hash<A: Address>(key: &FlowKey<A>) -> u32 {
+pub fn place_hash<A: Address>(key: &FlowKey<A>) -> u32 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let double = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
     let round = |state: u64, word: u64| {
@@ -83,6 +84,15 @@ pub fn slot_hash<A: Address>(key: &FlowKey<A>) -> u32 {
     (round(state, rest) >> 16) as u32
 }
 
+/// The generation that is raised when a flow with this tuple goes or changes: its index in the map `generations`.
+#[inline(always)]
+pub const fn generation_of(place_hash: u32) -> u32 {
+    // The bits above those that places are told apart by.
+    1 + (place_hash >> 20) % GENERATION_GROUPS
+}
+
+const _: () = assert!(GENERATION_GROUPS.is_power_of_two());
+const _: () = assert!(crate::MAX_CACHE_ENTRIES <= 1 << 20);
 const _: () = assert!(size_of::<CachedFlow<crate::Addr4>>() == 64);
 const _: () = assert!(size_of::<CachedFlow<crate::Addr6>>() == 128);
 // Ids that are 32 bits wide elsewhere.
@@ -93,13 +103,13 @@ mod tests {
     use super::*;
     use crate::{Addr4, Addr6, PROTO_TCP, PROTO_UDP};
 
-    const SLOTS: usize = 1 << 12;
+    const PLACES: usize = 1 << 12;
 
-    /// The share of slots that as many flows as there are slots fall into; 63 % if they fall at random.
+    /// The share of places that as many flows as there are places fall to; 63 % if they fall at random.
     fn spread<A: Address>(keys: impl Iterator<Item = FlowKey<A>>) -> usize {
-        let mut used = [false; SLOTS];
-        keys.take(SLOTS).for_each(|key| used[slot_hash(&key) as usize % SLOTS] = true);
-        100 * used.iter().filter(|&&used| used).count() / SLOTS
+        let mut used = [false; PLACES];
+        keys.take(PLACES).for_each(|key| used[place_hash(&key) as usize % PLACES] = true);
+        100 * used.iter().filter(|&&used| used).count() / PLACES
     }
 
     fn keys_v4() -> impl Iterator<Item = FlowKey<Addr4>> {
@@ -134,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_clients_and_ports_fall_into_slots_of_their_own() {
+    fn neighbouring_clients_and_ports_fall_to_places_of_their_own() {
         for share in [
             spread(keys_v4()),
             spread(keys_v4().map(|key| FlowKey { source_port: key.source.words()[0] as u16, ..key })),

@@ -18,18 +18,20 @@ pub mod fragment;
 pub mod hash;
 pub mod interface;
 pub mod listener;
+pub mod ours;
 pub mod reason;
 pub mod settings;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
-pub use cache::{CacheSlot, CacheUse, CachedFlow};
+pub use cache::{CacheUse, CachedFlow};
 pub use counters::{Counters, Traffic};
 pub use explain::Explanation;
 pub use flow::{Flow, FlowKey, HalfOpen, Translation};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
 pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};
+pub use ours::{BIT_WORDS, Bit};
 pub use reason::{Drops, Kind, Reason};
 pub use settings::Settings;
 
@@ -59,9 +61,6 @@ pub const MAX_LISTENER_RANGES: u32 = 65_536;
 /// Entries in the map `source_rules`.
 pub const MAX_SOURCE_RULES: u32 = 1 << 20;
 
-/// Words of 64 bits in the map `reserved_ports`: a bit for each port.
-pub const RESERVED_PORT_WORDS: u32 = 1024;
-
 /// Slots of the rings of half-open flows, over all CPUs, unless there are so many CPUs that
 /// [`MIN_HALF_OPEN_PER_CPU`] is more.
 pub const HALF_OPEN_SLOTS: u32 = 131_072;
@@ -69,8 +68,8 @@ pub const HALF_OPEN_SLOTS: u32 = 131_072;
 /// Slots that the ring of each CPU has at least.
 pub const MIN_HALF_OPEN_PER_CPU: u32 = 4_096;
 
-/// Slots in the cache of IPv4 flows of each CPU at most, of two flows each; IPv6 has half as many of twice the size.
-pub const MAX_CACHE_SLOTS: u32 = 1 << 16;
+/// Entries in the cache of IPv4 flows of each CPU at most; IPv6 has half as many of twice the size.
+pub const MAX_CACHE_ENTRIES: u32 = 1 << 20;
 
 /// Seconds after which a TCP flow without the client's ACK ends, and its slot in the ring means nothing any more.
 pub const HALF_OPEN_S: u32 = 5;
@@ -108,7 +107,7 @@ pub const NO_BACKEND: u32 = u32::MAX;
 pub type MaglevTable = [u32; MAGLEV_SIZE];
 
 /// How exact `last_seen` of a flow is: a half is written at most this often each second.
-pub const SEEN_PER_SECOND: u32 = 4;
+pub const SEEN_PER_SECOND: u32 = 1;
 
 /// IP protocol number of TCP (RFC 9293).
 pub const PROTO_TCP: u8 = 6;

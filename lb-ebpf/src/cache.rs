@@ -10,8 +10,8 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::slot_hash;
-use lb_common::{Address, CacheSlot, CacheUse, CachedFlow, FlowKey, SEEN_PER_SECOND};
+use lb_common::cache::{generation_of, place_hash};
+use lb_common::{Address, CacheUse, CachedFlow, FlowKey, SEEN_PER_SECOND};
 
 use crate::atomic;
 use crate::clock::now;
@@ -22,15 +22,16 @@ use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
 
-/// Misses after which a CPU looks whether its cache is worth its while.
-const COUNTED_MISSES: u32 = 1 << 18;
+/// Packets that found no place for their flow, after which a CPU looks whether its cache is worth its while.
+const COUNTED: u32 = 1 << 14;
 
 /// Packets for which a CPU does without it if it is not.
 const PAUSE: u32 = 1 << 21;
 
-/// Where this CPU would keep the flow of a packet.
+/// Where this CPU would keep the flow of a packet: in the first entry, or in the second where others hold the first.
 pub(crate) struct Place<A: 'static> {
-    slot: &'static mut CacheSlot<A>,
+    first: &'static mut CachedFlow<A>,
+    second: &'static mut CachedFlow<A>,
     /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
     guard: u32,
     caching: &'static mut CacheUse,
@@ -49,15 +50,21 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     if shows_news(packet) || !packet.is_sound {
         return None;
     }
-    Some(Place { slot: F::cached(slot::<F>(cpu, &packet.key))?, guard: guard(frame)?, caching })
+    let hash = place_hash(&packet.key);
+    let index = index::<F>(cpu, hash);
+    Some(Place {
+        first: F::cached(index)?,
+        second: F::cached(index ^ 1)?,
+        guard: guard(frame, hash)?,
+        caching,
+    })
 }
 
 impl<A: Address> Place<A> {
     /// The flow of a packet, if it is one of the last moment.
     #[inline(always)]
     pub(crate) fn find(&mut self, packet: &Packet<A>) -> Option<&CachedFlow<A>> {
-        let [first, second] = &*self.slot;
-        let entry = if is_same(&first.key, &packet.key) { first } else { second };
+        let entry = if is_same(&self.first.key, &packet.key) { &*self.first } else { &*self.second };
         if !is_same(&entry.key, &packet.key) || !is_fresh(entry) {
             return None;
         }
@@ -68,29 +75,30 @@ impl<A: Address> Place<A> {
         Some(entry)
     }
 
-    /// Notes the flow of a packet, unless others in the same slot are still in use.
+    /// Notes the flow of a packet, unless others in the same place are still in use.
     #[inline(always)]
     pub(crate) fn remember(self, packet: &Packet<A>, known: &Known<'_, A>) {
-        let Self { slot: [first, second], guard, caching } = self;
-        count_miss(caching);
+        let Self { first, second, guard, caching } = self;
         let entry = match () {
             () if is_same(&first.key, &packet.key) => first,
-            () if is_same(&second.key, &packet.key) || !is_fresh(second) => second,
+            () if is_same(&second.key, &packet.key) => second,
             () if !is_fresh(first) => first,
-            () => return,
+            () if !is_fresh(second) => second,
+            () => return count_crowded(caching),
         };
         write(guard, packet, known, entry);
     }
 }
 
+/// Where more flows are under way than the cache holds, looking into it costs more than it saves.
 #[inline(always)]
-fn count_miss(caching: &mut CacheUse) {
-    caching.misses += 1;
-    if caching.misses < COUNTED_MISSES {
+fn count_crowded(caching: &mut CacheUse) {
+    caching.crowded += 1;
+    if caching.crowded < COUNTED {
         return;
     }
-    caching.pause = if caching.hits < caching.misses { PAUSE } else { 0 };
-    (caching.hits, caching.misses) = (0, 0);
+    caching.pause = if caching.hits < caching.crowded { PAUSE } else { 0 };
+    (caching.hits, caching.crowded) = (0, 0);
 }
 
 #[inline(always)]
@@ -118,38 +126,44 @@ fn write<A: Address>(guard: u32, packet: &Packet<A>, known: &Known<'_, A>, entry
 /// Forgets the flow of a packet that shows something new: the next one finds the flow itself.
 #[inline(always)]
 pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
-    if !shows_news(packet) {
-        return;
-    }
-    let Some([first, second]) = F::cached(slot::<F>(this_cpu(), &packet.key)) else { return };
-    if is_same(&first.key, &packet.key) {
-        first.key.protocol = 0;
-    } else if is_same(&second.key, &packet.key) {
-        second.key.protocol = 0;
+    let index = index::<F>(this_cpu(), place_hash(&packet.key));
+    for index in [index, index ^ 1] {
+        let Some(entry) = F::cached(index) else { return };
+        if is_same(&entry.key, &packet.key) {
+            entry.key.protocol = 0;
+        }
     }
 }
 
-/// Makes every entry of every CPU stale: a flow that may be among them has been removed or goes another way. Comes after
-/// that, else another CPU might copy once more what is about to go.
+/// Makes the copies of a half stale that any CPU has: the half has been removed or goes another way. Comes after
+/// that, else another CPU might copy once more what is about to go. Copies of other flows of its group become stale, too.
 #[inline(always)]
-pub(crate) fn forget_all() {
-    if let Some(generation) = GENERATION.get_ptr_mut(0) {
+pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
+    raise(generation_of(place_hash(key)));
+}
+
+#[inline(always)]
+fn raise(generation: u32) {
+    if let Some(generation) = GENERATION.get_ptr_mut(generation) {
         // SAFETY: the value is an aligned u64 of the map.
         unsafe { atomic::fetch_add(generation, 1) };
     }
 }
 
-/// Does the same for the controller, which has no atomic operation on maps. Never attached: it is run by
+/// The generation of all flows, in `generations`.
+const ALL: u32 = 0;
+
+/// Makes every copy stale, for the controller, which has no atomic operation on maps. Never attached: it is run by
 /// BPF_PROG_TEST_RUN.
 #[xdp]
 pub(crate) fn forget_cached(_ctx: XdpContext) -> u32 {
-    forget_all();
+    raise(ALL);
     0
 }
 
 /// Whether a packet tells more than that its connection goes on.
 #[inline(always)]
-const fn shows_news<A>(packet: &Packet<A>) -> bool {
+pub(crate) const fn shows_news<A>(packet: &Packet<A>) -> bool {
     packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0
 }
 
@@ -164,22 +178,22 @@ fn this_cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// A CPU's slot for a tuple.
+/// A CPU's first entry for a tuple of this hash.
 #[inline(always)]
-fn slot<F: Family>(cpu: u32, key: &FlowKey<F::Addr>) -> u32 {
-    let slots = F::cache_slots();
-    cpu * slots + (slot_hash(key) & (slots - 1))
+fn index<F: Family>(cpu: u32, hash: u32) -> u32 {
+    let entries = F::cache_entries();
+    cpu * entries + (hash & (entries - 1))
 }
 
-/// What the sender of a frame on its link, and the generation, make of each other: of one sender, no two generations make
+/// What the sender of a frame on its link, and the generations, make of each other: of one sender, no two generations make
 /// the same.
 #[inline(always)]
-fn guard(frame: &Frame) -> Option<u32> {
+fn guard(frame: &Frame, hash: u32) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
-    let hash = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
-    let generation = *GENERATION.get(0)? as u32;
-    Some((hash.wrapping_mul(FACTOR) >> 32) as u32 ^ generation)
+    let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
+    let generation = GENERATION.get(ALL)?.wrapping_add(*GENERATION.get(generation_of(hash))?);
+    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation as u32)
 }
 
 #[inline(always)]

@@ -11,6 +11,7 @@ use crate::atomic;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::maps::{BACKENDS, Keys, LISTENER_RANGES, LISTENERS, MAGLEV, STRAYS, VIPS};
+use crate::ours::may_be_ours;
 use crate::parse::Packet;
 use crate::stop::Stop;
 
@@ -49,7 +50,7 @@ pub(crate) fn choose<'a, F: Family>(
         return Err(drop(Reason::Malformed));
     }
     // A VIP sends nothing by itself. What a backend answered would come back here, and go round for ever.
-    if self::vip_flags(&key.source.widen()).is_some() {
+    if may_be_ours(key.source) && self::vip_flags(&key.source.widen()).is_some() {
         return Err(drop(Reason::Malformed));
     }
     // The first fragment opened a flow, or would have been dropped itself.

@@ -4,7 +4,7 @@ mod v4;
 mod v6;
 
 use aya_ebpf::btf_maps::PerCpuArray;
-use lb_common::{Address, CacheSlot, CacheUse, HALF_OPEN_SLOTS, HalfOpen, Settings};
+use lb_common::{Address, CacheUse, CachedFlow, HALF_OPEN_SLOTS, HalfOpen, Settings};
 
 use crate::checksum::Sum;
 use crate::frame::Frame;
@@ -120,14 +120,14 @@ pub(crate) trait Family {
     /// The ring of half-open flows, and the index of its next slot in `half_open_next`.
     fn half_open() -> (&'static HalfOpenRing<Self::Addr>, usize);
 
-    /// A slot of this CPU in its cache of flows.
-    fn cached(slot: u32) -> Option<&'static mut CacheSlot<Self::Addr>>;
+    /// An entry of this CPU in its cache of flows.
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<Self::Addr>>;
 
     /// How a CPU gets on with its cache of flows.
     fn cache_use(cpu: u32) -> Option<&'static mut CacheUse>;
 
-    /// Slots of each CPU in its cache of flows: a power of two.
-    fn cache_slots() -> u32;
+    /// Entries of each CPU in its cache of flows: a power of two.
+    fn cache_entries() -> u32;
 
     /// Its connection map.
     fn connections() -> &'static Connections<Self::Addr>;

@@ -200,7 +200,8 @@ fn close<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>) {
     let _ = F::connections().remove(&packet.key);
     let _ = F::connections().remove(other_half);
     // Others must not go on with copies when the port is somebody else's.
-    cache::forget_all();
+    cache::outdate(&packet.key);
+    cache::outdate(other_half);
 }
 
 /// Key of the other half, in scratch memory: the stack is short.
@@ -237,17 +238,22 @@ fn learn_client<F: Family>(
             (*other).client = sender;
             (*other).mtu = mtu_of(frame);
         }
+        cache::outdate(other_half);
     }
-    cache::forget_all();
+    cache::outdate(&packet.key);
     Ok(())
 }
 
 /// Notes that the flow lives and what its packet showed, writing only what changes.
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
-    cache::forget::<F>(packet);
     let now = now();
-    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
+    let shows_news = cache::shows_news(packet);
+    if shows_news {
+        cache::forget::<F>(packet);
+    }
+    // Half-open and closed flows end by what showed that they are, to the tick.
+    if shows_news || now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
         flow.last_seen = now;
     }
     let shown = shown(packet);

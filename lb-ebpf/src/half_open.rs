@@ -60,7 +60,8 @@ fn evict<F: Family>(slot: &HalfOpen<F::Addr>) {
     let _ = F::connections().remove(&slot.key);
     let _ = F::connections().remove(answers);
     if seen_back & Flow::<F::Addr>::ESTABLISHED != 0 {
-        cache::forget_all();
+        cache::outdate(&slot.key);
+        cache::outdate(answers);
     }
     count::reason(Reason::HalfOpenEvicted as u32, listener + 1);
 }

@@ -36,6 +36,7 @@ mod frame;
 mod half_open;
 mod icmp;
 mod maps;
+mod ours;
 mod parse;
 mod rate;
 mod snat;
@@ -48,11 +49,12 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::{Address, NextHop, Reason, Translation};
+use lb_common::{NextHop, Reason, Translation};
 
 use crate::family::{Family, V4, V6};
 use crate::frame::Frame;
-use crate::maps::{JOURNEYS, Keys, Scratch, VIPS};
+use crate::maps::{JOURNEYS, Keys, Scratch};
+use crate::ours::Concern;
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{ETHER_IPV4, ETHER_IPV6};
@@ -84,6 +86,10 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
     if let Some(cached) = place.as_mut().and_then(|place| place.find(&packet)) {
         return carry_on::<F>(frame, &packet, cached, &cached.next_hop).unwrap_or(XDP_DROP);
     }
+    let concern = ours::concern(&packet.key);
+    if concern == Concern::Nobody {
+        return leave_alone();
+    }
     match flow::find_established::<F>(frame, &packet) {
         flow::Short::Known(known) => {
             if let Some(place) = place {
@@ -91,19 +97,22 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
             }
             carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
         }
-        flow::Short::Unknown => unknown::<F>(ctx, packet),
+        flow::Short::Unknown if concern == Concern::ToOurs => unknown::<F>(ctx, packet),
+        flow::Short::Unknown => leave_alone(),
         flow::Short::Unusual => long_way::<F>(ctx),
     }
+}
+
+/// The end of the journey of a packet that has nothing to do with the balancer.
+#[inline(always)]
+fn leave_alone() -> u32 {
+    count::reason(Reason::NotOurs as u32, 0);
+    XDP_PASS
 }
 
 /// The journey of a plain packet without a flow.
 #[inline(always)]
 fn unknown<F: Family>(ctx: &XdpContext, packet: Packet<F::Addr>) -> u32 {
-    // One small lookup settles the most common case of all: traffic of the host itself.
-    if VIPS.get_ptr_mut(&packet.key.destination.widen()).is_none() {
-        count::reason(Reason::NotOurs as u32, 0);
-        return XDP_PASS;
-    }
     let Some(scratch) = F::scratch() else { return XDP_DROP };
     scratch.packet = packet;
     call(ctx, F::BEGIN)

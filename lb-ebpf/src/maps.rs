@@ -7,14 +7,15 @@ use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use lb_common::cache::GENERATIONS;
 use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, CacheSlot, CacheUse, Counters, Drops, EVENTS_BYTES, Event, Explanation, Flow,
-    FlowKey, FragmentKey, FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment,
-    InterfaceMac, Listener, ListenerKey, MAX_BACKENDS, MAX_CACHE_SLOTS, MAX_INTERFACES, MAX_LISTENER_KEYS,
-    MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS,
-    MaglevTable, RESERVED_PORT_WORDS, RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
+    Addr4, Addr6, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
+    Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen,
+    HeldFragment, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_INTERFACES,
+    MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES,
+    MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -44,16 +45,21 @@ pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 /// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
 const CONNECTION_HALVES: usize = 2 << 20;
 
-/// Raised by whatever makes cached flows stale. Written here, also on behalf of the controller; read here.
-#[btf_map(name = "generation")]
-pub(crate) static GENERATION: Array<u64, 1> = Array::new();
+/// Raised by whatever makes cached flows stale: of all flows, then of each group. Written here, also on behalf of the
+/// controller; read here.
+#[btf_map(name = "generations")]
+pub(crate) static GENERATION: Array<u64, { GENERATIONS as usize }> = Array::new();
 
-/// Slots of each CPU in `cached_v4`, a power of two; `cached_v6` has half as many.
+/// Entries of each CPU in `cached_v4`, a power of two.
 #[unsafe(no_mangle)]
-pub(crate) static CACHE_SLOTS: Global<u32> = Global::new(MAX_CACHE_SLOTS);
+pub(crate) static CACHED_V4_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES);
+
+/// Entries of each CPU in `cached_v6`, a power of two.
+#[unsafe(no_mangle)]
+pub(crate) static CACHED_V6_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES);
 
 /// A cache of flows. It is made so that user space could map it, for only then do its entries begin with a cache line.
-pub(crate) type Cached<A> = Array<CacheSlot<A>, { MAX_CACHE_SLOTS as usize }, { BPF_F_MMAPABLE as usize }>;
+pub(crate) type Cached<A> = Array<CachedFlow<A>, { MAX_CACHE_ENTRIES as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Flows of the last moment, by CPU and hash. Written and read here.
 #[btf_map(name = "cached_v4")]
@@ -139,7 +145,17 @@ pub(crate) static SNAT_ADDRESSES_V6: Array<Addr6, { MAX_SNAT_ADDRESSES as usize 
 /// Ports that are never used for SNAT because the host uses them, a bit each. Written by the controller; read here
 /// for new flows.
 #[btf_map(name = "reserved_ports")]
-pub(crate) static RESERVED_PORTS: Array<u64, { RESERVED_PORT_WORDS as usize }> = Array::new();
+pub(crate) static RESERVED_PORTS: Array<u64, { BIT_WORDS as usize }> = Array::new();
+
+/// Ports that a listener has, whatever its address and protocol, a bit each. Written by the controller, which only adds
+/// bits; read here for new flows.
+#[btf_map(name = "listener_ports")]
+pub(crate) static LISTENER_PORTS: Array<u64, { BIT_WORDS as usize }> = Array::new();
+
+/// Addresses of VIPs, SNAT addresses and backends, a bit each, which others may share. Written by the controller, which
+/// only adds bits; read here for packets that are not in the cache.
+#[btf_map(name = "our_addresses")]
+pub(crate) static OUR_ADDRESSES: Array<u64, { BIT_WORDS as usize }> = Array::new();
 
 /// Flows that have not been promoted yet, a ring for each CPU. Written and read here.
 #[btf_map(name = "half_open_v4")]

@@ -16,6 +16,7 @@ use crate::checksum::Sum;
 use crate::choose::{Choice, find_listener, vip_flags};
 use crate::family::Family;
 use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR};
+use crate::ours::may_listen;
 
 /// Ports tried for one flow before it is refused.
 const TRIES: u32 = 128;
@@ -163,6 +164,9 @@ fn is_free_for_snat<A: Address>(answers: &FlowKey<A>, keys: &mut Keys) -> bool {
     let reserved = RESERVED_PORTS.get(u32::from(port >> 6)).copied().unwrap_or_default();
     if (reserved >> (port & 63)) & 1 != 0 {
         return false;
+    }
+    if !may_listen(port) {
+        return true;
     }
     keys.listener.address = answers.destination.widen();
     let vip_flags = vip_flags(&keys.listener.address).unwrap_or_default();

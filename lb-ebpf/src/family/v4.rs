@@ -1,6 +1,6 @@
 //! IPv4.
 
-use lb_common::{Addr4, CacheSlot, CacheUse, PROTO_TCP, Settings};
+use lb_common::{Addr4, CacheUse, CachedFlow, PROTO_TCP, Settings};
 
 use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
@@ -167,10 +167,10 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn cached(slot: u32) -> Option<&'static mut CacheSlot<Addr4>> {
-        // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<Addr4>> {
+        // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
-        maps::CACHED_V4.get_ptr_mut(slot).map(|slot| unsafe { &mut *slot })
+        maps::CACHED_V4.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })
     }
 
     #[inline(always)]
@@ -180,8 +180,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn cache_slots() -> u32 {
-        maps::CACHE_SLOTS.load()
+    fn cache_entries() -> u32 {
+        maps::CACHED_V4_PER_CPU.load()
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! IPv6.
 
-use lb_common::{Addr6, Address, CacheSlot, CacheUse, PROTO_TCP, PROTO_UDP, Settings};
+use lb_common::{Addr6, Address, CacheUse, CachedFlow, PROTO_TCP, PROTO_UDP, Settings};
 
 use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::Sum;
@@ -149,10 +149,10 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn cached(slot: u32) -> Option<&'static mut CacheSlot<Addr6>> {
-        // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<Addr6>> {
+        // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
-        maps::CACHED_V6.get_ptr_mut(slot).map(|slot| unsafe { &mut *slot })
+        maps::CACHED_V6.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })
     }
 
     #[inline(always)]
@@ -162,8 +162,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn cache_slots() -> u32 {
-        maps::CACHE_SLOTS.load() / 2
+    fn cache_entries() -> u32 {
+        maps::CACHED_V6_PER_CPU.load()
     }
 
     #[inline(always)]

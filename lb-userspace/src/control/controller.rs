@@ -33,7 +33,7 @@ use super::rotation::{self, Holders};
 use crate::api::tcp::TcpApi;
 use crate::api::{self, Call, Question};
 use crate::config::{Config, OnExit};
-use crate::dataplane::{AttachedMode, Dataplane, LoadOptions, Origin};
+use crate::dataplane::{AttachedMode, Dataplane, Family, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
@@ -148,6 +148,16 @@ impl Surroundings for Known<'_> {
     }
 }
 
+/// The family that no listener is of.
+fn unused_family(config: &Config) -> Option<Family> {
+    let has = |is_of: fn(&IpAddr) -> bool| config.listeners.iter().any(|listener| is_of(&listener.address));
+    match (has(IpAddr::is_ipv4), has(IpAddr::is_ipv6)) {
+        (true, false) => Some(Family::V6),
+        (false, true) => Some(Family::V4),
+        _ => None,
+    }
+}
+
 impl Controller {
     /// Loads or adopts the data plane and attaches it. When this returns, every listener forwards as far as the
     /// health of its backends is known.
@@ -159,6 +169,7 @@ impl Controller {
         let options = LoadOptions {
             pins: Some(instance.pins()),
             max_connections: config.lb.max_connections,
+            unused: unused_family(&config),
             packet_log,
         };
         let mut dataplane = Dataplane::load(&options)?;

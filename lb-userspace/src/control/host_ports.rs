@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use lb_common::RESERVED_PORT_WORDS;
+use lb_common::{BIT_WORDS, Bit};
 use tracing::warn;
 
 use crate::config::{Config, Mode, PortRange, Snat};
@@ -62,10 +62,10 @@ impl HostPorts {
         self.looked_at = Some(Instant::now());
         let ports = sockets::bound_ports(|address| addresses.contains(&address))
             .context("cannot find the ports that this host uses")?;
-        let mut words = vec![0_u64; RESERVED_PORT_WORDS as usize];
-        for port in ports {
-            if let Some(word) = words.get_mut(usize::from(port >> 6)) {
-                *word |= 1 << (port & 63);
+        let mut words = vec![0_u64; BIT_WORDS as usize];
+        for bit in ports.into_iter().map(Bit::of_port) {
+            if let Some(word) = words.get_mut(bit.word() as usize) {
+                *word |= bit.mask();
             }
         }
         for (index, word) in (0..).zip(&words) {
@@ -79,7 +79,8 @@ impl HostPorts {
 
     /// Whether SNAT leaves a port alone.
     pub fn contains(&self, port: u16) -> bool {
-        self.held.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 == 1)
+        let bit = Bit::of_port(port);
+        self.held.get(bit.word() as usize).is_some_and(|word| word & bit.mask() != 0)
     }
 }
 

@@ -19,7 +19,7 @@ use super::fragments::FragmentHolder;
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
-use super::sizes::{CONNECTION_MAPS, Sizes};
+use super::sizes::{CONNECTION_MAPS, Family, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
@@ -29,7 +29,7 @@ const SCRATCH_MAPS: [&str; 11] = [
     "cache_use",
     "cached_v4",
     "cached_v6",
-    "generation",
+    "generations",
     "opening_v4",
     "opening_v6",
     "scratch_v4",
@@ -46,6 +46,8 @@ pub struct LoadOptions {
     pub pins: Option<PathBuf>,
     /// Room for this many flows, when the maps are made.
     pub max_connections: u32,
+    /// No listener is of this family: its cache of flows is as small as can be.
+    pub unused: Option<Family>,
     /// Lets the program log what it drops (aya-log). Without it the verifier removes every log statement.
     pub packet_log: bool,
 }
@@ -108,7 +110,7 @@ impl Dataplane {
     ///
     /// If the kernel refuses the program, or pinned maps have another layout than this program's.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let sizes = Sizes::new(options.max_connections)?;
+        let sizes = Sizes::new(options.max_connections, options.unused)?;
         let origin = match &options.pins {
             Some(pins) => inspect(pins, sizes, options.max_connections)?,
             None => Origin::Fresh,
@@ -134,6 +136,8 @@ impl Dataplane {
                 ..Settings::default()
             };
             dataplane.maps.set_settings(&settings)?;
+        } else {
+            dataplane.maps.note_ours()?;
         }
         Ok(dataplane)
     }
@@ -202,13 +206,14 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
 
 fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
-    let cached = sizes.cache_slots();
+    let cached = [Family::V4, Family::V6].map(|family| sizes.cache_entries(family));
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
         .override_global("TICKS_PER_SECOND", &ticks, true)
         .override_global("HALF_OPEN_PER_CPU", &half_open, true)
-        .override_global("CACHE_SLOTS", &cached, true)
+        .override_global("CACHED_V4_PER_CPU", &cached[0], true)
+        .override_global("CACHED_V6_PER_CPU", &cached[1], true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for (name, entries) in sizes.of_maps() {
         loader.map_max_entries(name, entries);

@@ -2,6 +2,7 @@
 
 mod counters;
 mod listeners;
+mod ours;
 mod tables;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +13,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, RangeKey, Settings,
+    Addr4, Addr6, Address, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, RangeKey, Settings,
     SourceKey,
 };
 
@@ -35,6 +36,8 @@ pub struct Maps {
     snat_addresses_v4: Array<MapData, Addr4>,
     snat_addresses_v6: Array<MapData, Addr6>,
     reserved_ports: Array<MapData, u64>,
+    listener_ports: Array<MapData, u64>,
+    our_addresses: Array<MapData, u64>,
     listener_counters: PerCpuArray<MapData, Counters>,
     backend_counters: PerCpuArray<MapData, Counters>,
     drops: PerCpuArray<MapData, Drops>,
@@ -72,6 +75,8 @@ impl Maps {
             snat_addresses_v4: take!(ebpf, "snat_addresses_v4"),
             snat_addresses_v6: take!(ebpf, "snat_addresses_v6"),
             reserved_ports: take!(ebpf, "reserved_ports"),
+            listener_ports: take!(ebpf, "listener_ports"),
+            our_addresses: take!(ebpf, "our_addresses"),
             listener_counters: take!(ebpf, "listener_counters"),
             backend_counters: take!(ebpf, "backend_counters"),
             drops: take!(ebpf, "drops"),
@@ -125,6 +130,7 @@ impl Maps {
     ///
     /// If the id is out of range.
     pub fn set_backend(&mut self, id: u32, backend: &Backend) -> Result<()> {
+        self.note_address(&backend.address)?;
         self.backends.set(id, backend, 0).with_context(|| format!("cannot write backend {id}"))?;
         self.cached.forget()
     }
@@ -184,6 +190,8 @@ impl Maps {
     ///
     /// If there are more than [`lb_common::MAX_SNAT_ADDRESSES`] of a family.
     pub fn set_snat_addresses(&mut self, v4: &[Addr4], v6: &[Addr6]) -> Result<()> {
+        v4.iter().try_for_each(|address| self.note_address(&address.widen()))?;
+        v6.iter().try_for_each(|address| self.note_address(address))?;
         for (index, address) in (0..).zip(v4) {
             self.snat_addresses_v4.set(index, address, 0).context("cannot write an IPv4 SNAT address")?;
         }

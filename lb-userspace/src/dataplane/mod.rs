@@ -38,3 +38,4 @@ pub use attach::{AttachedMode, detach};
 pub use collect::{Census, Collector, Limits};
 pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::Maps;
+pub use sizes::Family;

@@ -1,8 +1,8 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result};
-use lb_common::cache::WAYS;
-use lb_common::{HALF_OPEN_SLOTS, MAX_CACHE_SLOTS, MIN_HALF_OPEN_PER_CPU};
+use lb_common::{Addr4, Addr6, CachedFlow, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MIN_HALF_OPEN_PER_CPU};
+use nix::sys::sysinfo::sysinfo;
 
 /// Maps that hold flows.
 pub(super) const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6"];
@@ -13,21 +13,52 @@ const HALF_OPEN_MAPS: [&str; 2] = ["half_open_v4", "half_open_v6"];
 /// The caches in front of the connection maps. They belong to the programs of one load.
 pub(super) const CACHES: [&str; 3] = ["cached_v4", "cached_v6", "cache_use"];
 
-/// Slots of each CPU in the cache of IPv4 flows at least.
-const MIN_CACHE_SLOTS: u32 = 1 << 9;
+/// Entries of each CPU in a cache at least.
+const MIN_CACHE_ENTRIES: u32 = 1 << 9;
+
+/// The caches get at most this part of the host's memory,
+const CACHE_SHARE: u64 = 32;
+
+/// and each at most so many bytes: the kernel makes no array of 4 GiB.
+const MOST_CACHE_BYTES: u64 = 1 << 31;
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Bytes of an entry of its cache.
+    const fn cached_bytes(self) -> u64 {
+        match self {
+            Self::V4 => size_of::<CachedFlow<Addr4>>() as u64,
+            Self::V6 => size_of::<CachedFlow<Addr6>>() as u64,
+        }
+    }
+}
 
 /// Room for flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     max_connections: u32,
+    /// A family that no listener is of.
+    unused: Option<Family>,
     /// CPUs that the host may ever have.
     cpus: u32,
+    /// Bytes of memory that the host has.
+    memory: u64,
 }
 
 impl Sizes {
-    pub(super) fn new(max_connections: u32) -> Result<Self> {
+    pub(super) fn new(max_connections: u32, unused: Option<Family>) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
-        Ok(Self { max_connections, cpus: u32::try_from(cpus).context("cannot count the CPUs")?.max(1) })
+        let cpus = u32::try_from(cpus).context("cannot count the CPUs")?.max(1);
+        let memory = sysinfo().context("cannot ask how much memory this host has")?.ram_total();
+        Ok(Self { max_connections, unused, cpus, memory })
     }
 
     /// Slots in the ring of half-open flows of each CPU.
@@ -36,12 +67,19 @@ impl Sizes {
         if share > MIN_HALF_OPEN_PER_CPU { share } else { MIN_HALF_OPEN_PER_CPU }
     }
 
-    /// Slots in the cache of IPv4 flows of each CPU, a power of two. Over all CPUs there is room for at most
-    /// `max_connections` flows.
-    pub(super) const fn cache_slots(self) -> u32 {
-        let share = self.max_connections / self.cpus / WAYS as u32;
-        let share = if share < MIN_CACHE_SLOTS { MIN_CACHE_SLOTS } else { share };
-        1 << (if share > MAX_CACHE_SLOTS { MAX_CACHE_SLOTS } else { share }).ilog2()
+    /// Entries of each CPU in the cache of a family, a power of two. Over all CPUs there is room for both halves of
+    /// `max_connections` IPv4 flows, or half as many of IPv6, if the host has the memory.
+    pub(super) fn cache_entries(self, family: Family) -> u32 {
+        if self.unused == Some(family) {
+            return MIN_CACHE_ENTRIES;
+        }
+        let cpus = u64::from(self.cpus);
+        let wanted =
+            2 * u64::from(self.max_connections) * Family::V4.cached_bytes() / family.cached_bytes() / cpus;
+        let bytes = (self.memory / CACHE_SHARE / 2).min(MOST_CACHE_BYTES);
+        let affordable = bytes / family.cached_bytes() / cpus;
+        let entries = wanted.min(affordable).clamp(MIN_CACHE_ENTRIES.into(), MAX_CACHE_ENTRIES.into());
+        1 << entries.ilog2()
     }
 
     /// Entries of a connection map: two for each flow, half-open ones on top, so that they take no room from others.
@@ -63,8 +101,8 @@ impl Sizes {
         match map {
             _ if CONNECTION_MAPS.contains(&map) => Some(self.connection_entries()),
             "cache_use" => Some(self.cpus),
-            "cached_v4" => Some(self.cache_slots().saturating_mul(self.cpus)),
-            "cached_v6" => Some((self.cache_slots() / 2).saturating_mul(self.cpus)),
+            "cached_v4" => Some(self.cache_entries(Family::V4).saturating_mul(self.cpus)),
+            "cached_v6" => Some(self.cache_entries(Family::V6).saturating_mul(self.cpus)),
             _ if HALF_OPEN_MAPS.contains(&map) => Some(self.half_open_per_cpu()),
             _ => None,
         }
@@ -81,22 +119,36 @@ impl Sizes {
 mod tests {
     use super::*;
 
+    fn sizes(max_connections: u32, cpus: u32) -> Sizes {
+        Sizes { max_connections, unused: None, cpus, memory: 64 << 30 }
+    }
+
     #[test]
     fn half_open_flows_have_room_of_their_own() {
-        let sizes = Sizes { max_connections: 65_536, cpus: 2 };
-        assert_eq!(sizes.half_open_per_cpu(), 65_536);
-        assert_eq!(sizes.entries("connections_v4"), Some(2 * (65_536 + 131_072)));
-        assert_eq!(sizes.entries("half_open_v6"), Some(65_536));
-        assert_eq!(sizes.entries("backends"), None);
-        assert_eq!(sizes.flows(2 * (65_536 + 131_072)), 65_536);
-        let many = Sizes { max_connections: 1024, cpus: 256 };
-        assert_eq!(many.half_open_per_cpu(), 4096);
+        let few = sizes(65_536, 2);
+        assert_eq!(few.half_open_per_cpu(), 65_536);
+        assert_eq!(few.entries("connections_v4"), Some(2 * (65_536 + 131_072)));
+        assert_eq!(few.entries("half_open_v6"), Some(65_536));
+        assert_eq!(few.entries("backends"), None);
+        assert_eq!(few.flows(2 * (65_536 + 131_072)), 65_536);
+        assert_eq!(sizes(1024, 256).half_open_per_cpu(), 4096);
     }
 
     #[test]
     fn each_cpu_caches_its_share_of_flows() {
-        let cached = |max_connections, cpus| Sizes { max_connections, cpus }.cache_slots();
-        assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 16, 1 << 16));
-        assert_eq!(cached(1_000_000, 64), 4096);
+        let cached = |max_connections, cpus| sizes(max_connections, cpus).cache_entries(Family::V4);
+        assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 20, 1 << 18));
+        assert_eq!(cached(1_000_000, 64), 1 << 14);
+        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 19);
+    }
+
+    #[test]
+    fn caches_leave_a_small_host_its_memory_and_need_none_for_a_family_without_listeners() {
+        let small = Sizes { memory: 1 << 30, ..sizes(1 << 20, 2) };
+        let bytes = [Family::V4, Family::V6]
+            .map(|family| 2 * family.cached_bytes() * u64::from(small.cache_entries(family)));
+        assert_eq!(bytes, [16 << 20; 2]);
+        let v4_only = Sizes { unused: Some(Family::V6), ..sizes(1 << 20, 2) };
+        assert_eq!((v4_only.cache_entries(Family::V4), v4_only.cache_entries(Family::V6)), (1 << 20, 1 << 9));
     }
 }

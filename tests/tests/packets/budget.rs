@@ -23,7 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Instructions of all programs as the kernel runs them, dead code removed.
 fn instructions(packet_log: bool) -> Result<u32> {
-    let options = LoadOptions { pins: None, max_connections: 16, packet_log };
+    let options = LoadOptions { max_connections: 16, packet_log, ..LoadOptions::default() };
     let mut dataplane = Dataplane::load(&options)?;
     let mut total = 0;
     for (name, program) in dataplane.ebpf().programs() {
@@ -40,7 +40,7 @@ fn log_is_free_when_off() -> Result<()> {
 }
 
 fn budget() -> Result<()> {
-    let options = LoadOptions { pins: None, max_connections: 16, packet_log: false };
+    let options = LoadOptions { max_connections: 16, ..LoadOptions::default() };
     let mut dataplane = Dataplane::load(&options)?;
     for (name, program) in dataplane.ebpf().programs() {
         let info = program.info().with_context(|| format!("no info of `{name}`"))?;

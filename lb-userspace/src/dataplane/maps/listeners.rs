@@ -89,6 +89,7 @@ impl Maps {
     ///
     /// If the map is full.
     pub fn set_listener(&mut self, key: &ListenerKey, listener: &Listener) -> Result<()> {
+        self.note_port(key.port)?;
         self.listeners.insert(key, listener, 0).context("cannot write the map `listeners`")
     }
 
@@ -117,6 +118,7 @@ impl Maps {
     ///
     /// If the map is full.
     pub fn set_range(&mut self, range: Range, listener: &Listener) -> Result<()> {
+        self.note_ports(range.ports)?;
         self.listener_ranges
             .insert(&range.into(), listener, 0)
             .context("cannot write the map `listener_ranges`")
@@ -182,6 +184,7 @@ impl Maps {
             Err(MapError::KeyNotFound) => Vip::default(),
             Err(error) => return Err(error).context("cannot read the map `vips`"),
         };
+        self.note_address(address)?;
         self.vips.insert(address, Vip { flags, ..known }, 0).context("cannot write the map `vips`")
     }
 
