@@ -3,6 +3,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::cache::Pair;
 use crate::pod;
 
 /// An IPv4 address, network byte order.
@@ -28,6 +29,12 @@ pub trait Address: Copy + PartialEq {
     /// The IP version: 4 or 6.
     const VERSION: u8;
 
+    /// Two of them as machine words.
+    type Pair: Pair;
+
+    /// Source and destination as they follow each other in a packet.
+    fn pair(source: Self, destination: Self) -> Self::Pair;
+
     /// The address in the form the family-neutral maps hold: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
     fn widen(self) -> Addr6;
 
@@ -40,6 +47,13 @@ pub trait Address: Copy + PartialEq {
 
 impl Address for Addr4 {
     const VERSION: u8 = 4;
+
+    type Pair = [u64; 1];
+
+    #[inline(always)]
+    fn pair(source: Self, destination: Self) -> [u64; 1] {
+        [double_word(source.words()[0], destination.words()[0])]
+    }
 
     #[inline(always)]
     fn widen(self) -> Addr6 {
@@ -71,6 +85,14 @@ impl Addr6 {
 impl Address for Addr6 {
     const VERSION: u8 = 6;
 
+    type Pair = [u64; 4];
+
+    #[inline(always)]
+    fn pair(source: Self, destination: Self) -> [u64; 4] {
+        let ([a, b, c, d], [e, f, g, h]) = (source.words(), destination.words());
+        [double_word(a, b), double_word(c, d), double_word(e, f), double_word(g, h)]
+    }
+
     #[inline(always)]
     fn widen(self) -> Addr6 {
         self
@@ -85,6 +107,16 @@ impl Address for Addr6 {
     fn words(self) -> [u32; 4] {
         // SAFETY: as in `from_words`.
         unsafe { core::mem::transmute::<Self, [u32; 4]>(self) }
+    }
+}
+
+/// Two words that follow each other in memory, as one.
+#[inline(always)]
+const fn double_word(first: u32, second: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        first as u64 | (second as u64) << 32
+    } else {
+        (first as u64) << 32 | second as u64
     }
 }
 

@@ -3,10 +3,94 @@
 use crate::{Address, FlowKey, NextHop};
 
 /// Tuples fall into so many groups, each with a generation of its own (power of two).
-pub const GENERATION_GROUPS: u32 = 1024;
+pub const GENERATIONS: u32 = 1024;
 
-/// Entries of the map `generations`: that of all flows, then that of each group.
-pub const GENERATIONS: u32 = 1 + GENERATION_GROUPS;
+/// Source and destination address as the machine words that they are in a packet: one word of IPv4, four of IPv6.
+pub trait Pair: Copy {
+    /// Whether it is the same pair.
+    fn is(self, other: Self) -> bool;
+
+    /// What it is hashed to, before the rest of the tuple.
+    fn hash(self) -> u64;
+}
+
+impl Pair for [u64; 1] {
+    #[inline(always)]
+    fn is(self, [other]: Self) -> bool {
+        self[0] == other
+    }
+
+    #[inline(always)]
+    fn hash(self) -> u64 {
+        round(0, self[0])
+    }
+}
+
+impl Pair for [u64; 4] {
+    #[inline(always)]
+    fn is(self, [a, b, c, d]: Self) -> bool {
+        (self[0] ^ a) | (self[1] ^ b) | (self[2] ^ c) | (self[3] ^ d) == 0
+    }
+
+    #[inline(always)]
+    fn hash(self) -> u64 {
+        let [a, b, c, d] = self;
+        round(round(round(round(0, a), b), c), d)
+    }
+}
+
+/// The tuple of a packet in machine words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tuple<P> {
+    /// Source and destination address.
+    pub addresses: P,
+    /// Source and destination port as they are in the packet, then the IP protocol number; 0: no tuple.
+    pub rest: u64,
+}
+
+impl<P: Pair> Tuple<P> {
+    /// Puts a tuple together; `ports` as they are in the packet.
+    #[inline(always)]
+    pub const fn new(addresses: P, ports: u32, protocol: u8) -> Self {
+        Self { addresses, rest: ports as u64 | (protocol as u64) << 32 }
+    }
+
+    /// That of a key of the connection maps.
+    #[inline(always)]
+    pub fn of<A: Address<Pair = P>>(key: &FlowKey<A>) -> Self {
+        Self::new(
+            A::pair(key.source, key.destination),
+            wire_ports(key.source_port, key.destination_port),
+            key.protocol,
+        )
+    }
+
+    /// Whether it is the same tuple.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        self.rest == other.rest && self.addresses.is(other.addresses)
+    }
+
+    /// What it is hashed to, for its place in the cache and its group. A collision costs a lookup and nothing else.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        (round(self.addresses.hash(), self.rest) >> 16) as u32
+    }
+}
+
+/// Ports, host order, as the word that they are in a packet.
+#[inline(always)]
+pub const fn wire_ports(source: u16, destination: u16) -> u32 {
+    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+#[inline(always)]
+const fn round(state: u64, word: u64) -> u64 {
+    let product = (state ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
+}
 
 /// Value of the maps `cached_v4` and `cached_v6`: all that a packet of an established flow needs, in one cache line (IPv6:
 /// two). Each CPU has entries of its own, so nobody else writes one while it is read. A flow has two places, its own and
@@ -17,24 +101,20 @@ pub const GENERATIONS: u32 = 1 + GENERATION_GROUPS;
 /// only, counted from the flow's `last_seen`: then the flow itself is looked at again, which is when its `last_seen` is due anyway.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub struct CachedFlow<A> {
+pub struct CachedFlow<P> {
     /// The tuple of the packets, as they arrive.
-    pub key: FlowKey<A>,
+    pub tuple: Tuple<P>,
     /// Who sends the packets on the link, and the generation: both must be as they were.
     pub guard: u32,
     /// [`crate::Flow::last_seen`] when it was copied.
     pub since: u32,
     /// Where the packets go. With IPv6 the first cache line ends here; what follows is read once the entry is found.
     pub next_hop: NextHop,
-    /// As in [`crate::Flow`].
-    pub source: A,
-    /// As in [`crate::Flow`].
-    pub destination: A,
-    /// As in [`crate::Flow`].
-    pub source_port: u16,
-    /// As in [`crate::Flow`].
-    pub destination_port: u16,
-    /// As in [`crate::Flow`].
+    /// Source and destination address after translation.
+    pub addresses: P,
+    /// Both ports after translation, as they are in a packet.
+    pub ports: u32,
+    /// [`crate::Flow::ip_difference`] and what decrementing TTL adds.
     pub ip_difference: u16,
     /// As in [`crate::Flow`].
     pub l4_difference: u16,
@@ -63,38 +143,17 @@ pub struct CacheUse {
     pub pause: u32,
 }
 
-/// What the tuple of a packet is hashed to, for its place in the cache and its group. Two rounds of multiplication: a
-/// collision costs a lookup and nothing else.
+/// The generation that is raised when a flow goes or changes whose tuple has this hash: its index in the map `generations`.
 #[inline(always)]
-pub fn place_hash<A: Address>(key: &FlowKey<A>) -> u32 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let double = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-    let round = |state: u64, word: u64| {
-        let product = (state ^ word).wrapping_mul(FACTOR);
-        product ^ (product >> 32)
-    };
-    let ([a, b, c, d], [e, f, g, h]) = (key.source.words(), key.destination.words());
-    let rest =
-        double(u32::from(key.source_port) << 16 | u32::from(key.destination_port), key.protocol.into());
-    let state = if A::VERSION == 4 {
-        round(double(a, e), 0)
-    } else {
-        round(round(round(round(0, double(a, b)), double(c, d)), double(e, f)), double(g, h))
-    };
-    (round(state, rest) >> 16) as u32
-}
-
-/// The generation that is raised when a flow with this tuple goes or changes: its index in the map `generations`.
-#[inline(always)]
-pub const fn generation_of(place_hash: u32) -> u32 {
+pub const fn generation_of(hash: u32) -> u32 {
     // The bits above those that places are told apart by.
-    1 + (place_hash >> 20) % GENERATION_GROUPS
+    (hash >> 20) % GENERATIONS
 }
 
-const _: () = assert!(GENERATION_GROUPS.is_power_of_two());
+const _: () = assert!(GENERATIONS.is_power_of_two());
 const _: () = assert!(crate::MAX_CACHE_ENTRIES <= 1 << 20);
-const _: () = assert!(size_of::<CachedFlow<crate::Addr4>>() == 64);
-const _: () = assert!(size_of::<CachedFlow<crate::Addr6>>() == 128);
+const _: () = assert!(size_of::<CachedFlow<[u64; 1]>>() == 64);
+const _: () = assert!(size_of::<CachedFlow<[u64; 4]>>() == 128);
 // Ids that are 32 bits wide elsewhere.
 const _: () = assert!(crate::MAX_BACKENDS <= 1 << 16 && crate::MAX_LISTENERS <= 1 << 16);
 
@@ -108,7 +167,7 @@ mod tests {
     /// The share of places that as many flows as there are places fall to; 63 % if they fall at random.
     fn spread<A: Address>(keys: impl Iterator<Item = FlowKey<A>>) -> usize {
         let mut used = [false; PLACES];
-        keys.take(PLACES).for_each(|key| used[place_hash(&key) as usize % PLACES] = true);
+        keys.take(PLACES).for_each(|key| used[Tuple::of(&key).hash() as usize % PLACES] = true);
         100 * used.iter().filter(|&&used| used).count() / PLACES
     }
 

@@ -6,7 +6,7 @@
 //! the other ([`Flow::other_half`]). The reply half is inserted first and only if absent, which claims the
 //! SNAT port; it is removed last, which releases it.
 
-use crate::{Address, CachedFlow, NextHop, PROTO_TCP, pod};
+use crate::{Address, NextHop, PROTO_TCP, pod};
 
 /// Key of the connection maps: the 5-tuple of a packet as it arrives, before translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -114,60 +114,6 @@ impl<A: Address> Flow<A> {
         }
     }
 }
-
-/// What a packet is translated to and counted for: a [`Flow`] says it, and a [`CachedFlow`].
-pub trait Translation<A> {
-    /// Source address after translation.
-    fn source(&self) -> A;
-    /// Destination address after translation.
-    fn destination(&self) -> A;
-    /// Source and destination port after translation, host order.
-    fn ports(&self) -> (u16, u16);
-    /// The differences to the checksum of the IPv4 header, and to that of TCP or UDP.
-    fn differences(&self) -> (u16, u16);
-    /// Ids of the listener and of the backend.
-    fn owners(&self) -> (u32, u32);
-    /// Whether the packet goes to the backend.
-    fn is_to_backend(&self) -> bool;
-}
-
-macro_rules! translation {
-    ($($record:ident),+) => {$(
-        impl<A: Address> Translation<A> for $record<A> {
-            #[inline(always)]
-            fn source(&self) -> A {
-                self.source
-            }
-
-            #[inline(always)]
-            fn destination(&self) -> A {
-                self.destination
-            }
-
-            #[inline(always)]
-            fn ports(&self) -> (u16, u16) {
-                (self.source_port, self.destination_port)
-            }
-
-            #[inline(always)]
-            fn differences(&self) -> (u16, u16) {
-                (self.ip_difference, self.l4_difference)
-            }
-
-            #[inline(always)]
-            fn owners(&self) -> (u32, u32) {
-                (u32::from(self.listener), u32::from(self.backend))
-            }
-
-            #[inline(always)]
-            fn is_to_backend(&self) -> bool {
-                self.direction == Flow::<A>::TO_BACKEND
-            }
-        }
-    )+};
-}
-
-translation!(Flow, CachedFlow);
 
 /// Whether the two directions have closed the connection: both have sent FIN, or either has sent RST.
 #[inline(always)]

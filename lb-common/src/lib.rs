@@ -24,10 +24,10 @@ pub mod settings;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
-pub use cache::{CacheUse, CachedFlow};
+pub use cache::{CacheUse, CachedFlow, GENERATIONS, Tuple};
 pub use counters::{Counters, Traffic};
 pub use explain::Explanation;
-pub use flow::{Flow, FlowKey, HalfOpen, Translation};
+pub use flow::{Flow, FlowKey, HalfOpen};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
 pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};

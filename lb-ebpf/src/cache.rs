@@ -2,7 +2,7 @@
 //! entry is worth and how it becomes stale is told in `lb_common::cache`.
 //!
 //! An entry is written and read by one CPU alone, and XDP programs do not interrupt each other there. Only
-//! BPF_PROG_TEST_RUN on a kernel before 6.12 can be interrupted by a packet: an entry is without its protocol while it is
+//! BPF_PROG_TEST_RUN on a kernel before 6.12 can be interrupted by a packet: an entry is of no tuple while it is
 //! written, so it is never read half written.
 
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -10,11 +10,13 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::{generation_of, place_hash};
-use lb_common::{Address, CacheUse, CachedFlow, FlowKey, SEEN_PER_SECOND};
+use lb_common::cache::{generation_of, wire_ports};
+use lb_common::{Address, CacheUse, CachedFlow, FlowKey, GENERATIONS, SEEN_PER_SECOND, Tuple};
 
 use crate::atomic;
+use crate::checksum::{self, TTL_DECREMENT};
 use crate::clock::now;
+use crate::express::Express;
 use crate::family::Family;
 use crate::flow::{Known, is_within};
 use crate::frame::Frame;
@@ -28,10 +30,43 @@ const COUNTED: u32 = 1 << 14;
 /// Packets for which a CPU does without it if it is not.
 const PAUSE: u32 = 1 << 21;
 
+type Pair<F> = <<F as Family>::Addr as Address>::Pair;
+
+/// The flow of a packet, if it is one of the last moment.
+#[inline(always)]
+pub(crate) fn find<F: Family>(
+    frame: &Frame,
+    packet: &Express<Pair<F>>,
+) -> Option<&'static CachedFlow<Pair<F>>> {
+    let cpu = this_cpu();
+    let caching = F::cache_use(cpu)?;
+    if caching.pause != 0 {
+        return None;
+    }
+    let hash = packet.tuple.hash();
+    let index = index::<F>(cpu, hash);
+    let first = F::cached(index)?;
+    let entry = if first.tuple.is(&packet.tuple) {
+        first
+    } else {
+        let second = F::cached(index ^ 1)?;
+        if !second.tuple.is(&packet.tuple) {
+            return None;
+        }
+        second
+    };
+    if entry.guard != guard(frame, hash)? || !is_fresh(entry) || !is_within(packet.length, entry.mtu) {
+        return None;
+    }
+    caching.hits += 1;
+    Some(entry)
+}
+
 /// Where this CPU would keep the flow of a packet: in the first entry, or in the second where others hold the first.
-pub(crate) struct Place<A: 'static> {
-    first: &'static mut CachedFlow<A>,
-    second: &'static mut CachedFlow<A>,
+pub(crate) struct Place<P: 'static> {
+    first: &'static mut CachedFlow<P>,
+    second: &'static mut CachedFlow<P>,
+    tuple: Tuple<P>,
     /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
     guard: u32,
     caching: &'static mut CacheUse,
@@ -40,7 +75,7 @@ pub(crate) struct Place<A: 'static> {
 /// The place for the flow of a packet; `None` while this CPU does without a cache, or if the packet tells more than that
 /// its connection goes on.
 #[inline(always)]
-pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<F::Addr>> {
+pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<Pair<F>>> {
     let cpu = this_cpu();
     let caching = F::cache_use(cpu)?;
     if caching.pause != 0 {
@@ -50,43 +85,26 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     if shows_news(packet) || !packet.is_sound {
         return None;
     }
-    let hash = place_hash(&packet.key);
+    let tuple = Tuple::of(&packet.key);
+    let hash = tuple.hash();
     let index = index::<F>(cpu, hash);
-    Some(Place {
-        first: F::cached(index)?,
-        second: F::cached(index ^ 1)?,
-        guard: guard(frame, hash)?,
-        caching,
-    })
+    let (first, second) = (F::cached(index)?, F::cached(index ^ 1)?);
+    Some(Place { first, second, tuple, guard: guard(frame, hash)?, caching })
 }
 
-impl<A: Address> Place<A> {
-    /// The flow of a packet, if it is one of the last moment.
-    #[inline(always)]
-    pub(crate) fn find(&mut self, packet: &Packet<A>) -> Option<&CachedFlow<A>> {
-        let entry = if is_same(&self.first.key, &packet.key) { &*self.first } else { &*self.second };
-        if !is_same(&entry.key, &packet.key) || !is_fresh(entry) {
-            return None;
-        }
-        if entry.guard != self.guard || !is_within(packet.length, entry.mtu) {
-            return None;
-        }
-        self.caching.hits += 1;
-        Some(entry)
-    }
-
+impl<P: lb_common::cache::Pair> Place<P> {
     /// Notes the flow of a packet, unless others in the same place are still in use.
     #[inline(always)]
-    pub(crate) fn remember(self, packet: &Packet<A>, known: &Known<'_, A>) {
-        let Self { first, second, guard, caching } = self;
+    pub(crate) fn remember<A: Address<Pair = P>>(self, known: &Known<'_, A>) {
+        let Self { first, second, tuple, guard, caching } = self;
         let entry = match () {
-            () if is_same(&first.key, &packet.key) => first,
-            () if is_same(&second.key, &packet.key) => second,
+            () if first.tuple.is(&tuple) => first,
+            () if second.tuple.is(&tuple) => second,
             () if !is_fresh(first) => first,
             () if !is_fresh(second) => second,
             () => return count_crowded(caching),
         };
-        write(guard, packet, known, entry);
+        write(guard, tuple, known, entry);
     }
 }
 
@@ -102,15 +120,19 @@ fn count_crowded(caching: &mut CacheUse) {
 }
 
 #[inline(always)]
-fn write<A: Address>(guard: u32, packet: &Packet<A>, known: &Known<'_, A>, entry: &mut CachedFlow<A>) {
+fn write<A: Address>(
+    guard: u32,
+    tuple: Tuple<A::Pair>,
+    known: &Known<'_, A>,
+    entry: &mut CachedFlow<A::Pair>,
+) {
     let flow = known.flow;
-    entry.key.protocol = 0;
+    entry.tuple.rest = 0;
     compiler_fence(Ordering::SeqCst);
-    entry.source = flow.source;
-    entry.destination = flow.destination;
-    entry.source_port = flow.source_port;
-    entry.destination_port = flow.destination_port;
-    entry.ip_difference = flow.ip_difference;
+    entry.tuple.addresses = tuple.addresses;
+    entry.addresses = A::pair(flow.source, flow.destination);
+    entry.ports = wire_ports(flow.source_port, flow.destination_port);
+    entry.ip_difference = checksum::both(flow.ip_difference, TTL_DECREMENT);
     entry.l4_difference = flow.l4_difference;
     entry.next_hop = known.next_hop;
     entry.backend = flow.backend as u16;
@@ -120,17 +142,18 @@ fn write<A: Address>(guard: u32, packet: &Packet<A>, known: &Known<'_, A>, entry
     entry.mtu = known.mtu;
     entry.direction = flow.direction;
     compiler_fence(Ordering::SeqCst);
-    entry.key = packet.key;
+    entry.tuple.rest = tuple.rest;
 }
 
 /// Forgets the flow of a packet that shows something new: the next one finds the flow itself.
 #[inline(always)]
 pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
-    let index = index::<F>(this_cpu(), place_hash(&packet.key));
+    let tuple = Tuple::of(&packet.key);
+    let index = index::<F>(this_cpu(), tuple.hash());
     for index in [index, index ^ 1] {
         let Some(entry) = F::cached(index) else { return };
-        if is_same(&entry.key, &packet.key) {
-            entry.key.protocol = 0;
+        if entry.tuple.is(&tuple) {
+            entry.tuple.rest = 0;
         }
     }
 }
@@ -139,7 +162,7 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
 /// that, else another CPU might copy once more what is about to go. Copies of other flows of its group become stale, too.
 #[inline(always)]
 pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
-    raise(generation_of(place_hash(key)));
+    raise(generation_of(Tuple::of(key).hash()));
 }
 
 #[inline(always)]
@@ -150,14 +173,13 @@ fn raise(generation: u32) {
     }
 }
 
-/// The generation of all flows, in `generations`.
-const ALL: u32 = 0;
-
 /// Makes every copy stale, for the controller, which has no atomic operation on maps. Never attached: it is run by
 /// BPF_PROG_TEST_RUN.
 #[xdp]
 pub(crate) fn forget_cached(_ctx: XdpContext) -> u32 {
-    raise(ALL);
+    for generation in 0..GENERATIONS {
+        raise(generation);
+    }
     0
 }
 
@@ -168,7 +190,7 @@ pub(crate) const fn shows_news<A>(packet: &Packet<A>) -> bool {
 }
 
 #[inline(always)]
-fn is_fresh<A>(entry: &CachedFlow<A>) -> bool {
+fn is_fresh<P>(entry: &CachedFlow<P>) -> bool {
     now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() / SEEN_PER_SECOND
 }
 
@@ -185,25 +207,13 @@ fn index<F: Family>(cpu: u32, hash: u32) -> u32 {
     cpu * entries + (hash & (entries - 1))
 }
 
-/// What the sender of a frame on its link, and the generations, make of each other: of one sender, no two generations make
+/// What the sender of a frame on its link, and the generation, make of each other: of one sender, no two generations make
 /// the same.
 #[inline(always)]
 fn guard(frame: &Frame, hash: u32) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
     let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
-    let generation = GENERATION.get(ALL)?.wrapping_add(*GENERATION.get(generation_of(hash))?);
-    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation as u32)
-}
-
-#[inline(always)]
-fn is_same<A: Address>(a: &FlowKey<A>, b: &FlowKey<A>) -> bool {
-    let words = |key: &FlowKey<A>| (key.source.words(), key.destination.words());
-    let (([a0, a1, a2, a3], [a4, a5, a6, a7]), ([b0, b1, b2, b3], [b4, b5, b6, b7])) = (words(a), words(b));
-    let addresses =
-        (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3) | (a4 ^ b4) | (a5 ^ b5) | (a6 ^ b6) | (a7 ^ b7);
-    let rest = (a.source_port ^ b.source_port)
-        | (a.destination_port ^ b.destination_port)
-        | u16::from(a.protocol ^ b.protocol);
-    addresses | u32::from(rest) == 0
+    let generation = *GENERATION.get(generation_of(hash))? as u32;
+    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation)
 }

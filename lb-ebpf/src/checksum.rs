@@ -84,6 +84,12 @@ pub(crate) const fn apply_udp(checksum: u16, difference: u16) -> u16 {
     }
 }
 
+/// The difference that two changes make together.
+#[inline(always)]
+pub(crate) const fn both(a: u16, b: u16) -> u16 {
+    Sum(a as u32 + b as u32).fold()
+}
+
 /// The difference of the opposite change: what a flow's answers need.
 #[inline(always)]
 pub(crate) const fn inverse(difference: u16) -> u16 {
@@ -150,6 +156,10 @@ mod tests {
         let before = full(&header);
         header[8] -= 1;
         assert_eq!(apply(before, TTL_DECREMENT), full(&header));
+        let (old, new) = ([172, 16, 10, 12], [10, 0, 0, 1]);
+        let difference = Sum::default().address(Addr4 { bytes: old }, Addr4 { bytes: new }).fold();
+        header[16..].copy_from_slice(&new);
+        assert_eq!(apply(before, both(difference, TTL_DECREMENT)), full(&header));
     }
 
     #[test]

@@ -1,20 +1,18 @@
 //! Counters: per-CPU, so plain additions without atomics.
 
-use lb_common::{Address, Counters, Reason, Translation};
+use lb_common::{Addr4, Counters, Flow, Reason};
 
 use crate::maps::{BACKEND_COUNTERS, DROPS, LISTENER_COUNTERS};
-use crate::parse::Packet;
 
-/// Counts a packet that travels on, for its listener and its backend.
+/// Counts a packet of so many bytes that travels on, for its listener and its backend.
 #[inline(always)]
-pub(crate) fn packet<A: Address>(of: &impl Translation<A>, packet: &Packet<A>) {
-    let bytes = u64::from(packet.length);
-    let (listener, backend) = of.owners();
+pub(crate) fn packet(listener: u32, backend: u32, direction: u8, bytes: u16) {
+    let bytes = u64::from(bytes);
     for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
         let Some(counters) = counters else { continue };
         // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU.
         let Counters { to_backend, to_client, .. } = unsafe { &mut *counters };
-        let traffic = if of.is_to_backend() { to_backend } else { to_client };
+        let traffic = if direction == Flow::<Addr4>::TO_BACKEND { to_backend } else { to_client };
         traffic.packets += 1;
         traffic.bytes += bytes;
     }

@@ -32,6 +32,15 @@ pub(crate) struct IpFields<A> {
     pub(crate) fragment_offset: u16,
 }
 
+/// The same, of nearly every packet: whole, without options or extension headers, and with hops left.
+pub(crate) struct ExpressIp<P> {
+    /// Source and destination.
+    pub(crate) addresses: P,
+    pub(crate) protocol: u8,
+    /// Bytes of the packet from the IP header on.
+    pub(crate) length: u16,
+}
+
 /// An IP version.
 pub(crate) trait Family {
     /// Its addresses.
@@ -69,6 +78,16 @@ pub(crate) trait Family {
 
     /// Reads a header without options, extension headers or fragmentation; `None` if it is anything else.
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Self::Addr>>;
+
+    /// Reads the header of nearly every packet; `None` if it is anything else.
+    fn read_express(frame: &Frame) -> Option<ExpressIp<<Self::Addr as Address>::Pair>>;
+
+    /// Writes the addresses of such a header and decrements TTL; `difference` is what both make to its checksum.
+    fn write_express(
+        frame: &mut Frame,
+        addresses: <Self::Addr as Address>::Pair,
+        difference: u16,
+    ) -> Option<()>;
 
     /// Reads the header at `l3` with what belongs to it; `None` if it is not one of this version, is cut off, or has
     /// extension headers that are not understood.
@@ -121,7 +140,7 @@ pub(crate) trait Family {
     fn half_open() -> (&'static HalfOpenRing<Self::Addr>, usize);
 
     /// An entry of this CPU in its cache of flows.
-    fn cached(index: u32) -> Option<&'static mut CachedFlow<Self::Addr>>;
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<<Self::Addr as Address>::Pair>>;
 
     /// How a CPU gets on with its cache of flows.
     fn cache_use(cpu: u32) -> Option<&'static mut CacheUse>;

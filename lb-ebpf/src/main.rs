@@ -28,6 +28,7 @@ mod clock;
 mod count;
 mod event;
 mod explain;
+mod express;
 mod family;
 mod flow;
 mod forward;
@@ -49,7 +50,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::{NextHop, Reason, Translation};
+use lb_common::{Flow, NextHop, Reason};
 
 use crate::family::{Family, V4, V6};
 use crate::frame::Frame;
@@ -81,11 +82,11 @@ pub(crate) fn lb(ctx: XdpContext) -> u32 {
 /// The journey of nearly every packet.
 #[inline(always)]
 fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
-    let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
-    let mut place = cache::place::<F>(frame, &packet);
-    if let Some(cached) = place.as_mut().and_then(|place| place.find(&packet)) {
-        return carry_on::<F>(frame, &packet, cached, &cached.next_hop).unwrap_or(XDP_DROP);
+    if let Some(verdict) = express::travel::<F>(frame) {
+        return verdict;
     }
+    let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
+    let place = cache::place::<F>(frame, &packet);
     let concern = ours::concern(&packet.key);
     if concern == Concern::Nobody {
         return leave_alone();
@@ -93,7 +94,7 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
     match flow::find_established::<F>(frame, &packet) {
         flow::Short::Known(known) => {
             if let Some(place) = place {
-                place.remember(&packet, &known);
+                place.remember(&known);
             }
             carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
         }
@@ -220,10 +221,10 @@ fn leave<F: Family>(
 fn carry_on<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
-    to: &impl Translation<F::Addr>,
+    to: &Flow<F::Addr>,
     next_hop: &NextHop,
 ) -> Option<u32> {
-    count::packet(to, packet);
+    count::packet(to.listener, to.backend, to.direction, packet.length);
     translate::translate::<F>(frame, packet, to)?;
     forward::forward(frame, next_hop)
 }

@@ -7,15 +7,15 @@ use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use lb_common::cache::GENERATIONS;
 use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
-    Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen,
-    HeldFragment, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_INTERFACES,
-    MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES,
-    MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
+    Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
+    Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
+    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS,
+    MAX_CACHE_ENTRIES, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS,
+    MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow,
+    SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -45,8 +45,8 @@ pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 /// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
 const CONNECTION_HALVES: usize = 2 << 20;
 
-/// Raised by whatever makes cached flows stale: of all flows, then of each group. Written here, also on behalf of the
-/// controller; read here.
+/// Raised by whatever makes cached flows stale, for each group of flows. Written here, also on behalf of the controller;
+/// read here.
 #[btf_map(name = "generations")]
 pub(crate) static GENERATION: Array<u64, { GENERATIONS as usize }> = Array::new();
 
@@ -59,15 +59,15 @@ pub(crate) static CACHED_V4_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES
 pub(crate) static CACHED_V6_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES);
 
 /// A cache of flows. It is made so that user space could map it, for only then do its entries begin with a cache line.
-pub(crate) type Cached<A> = Array<CachedFlow<A>, { MAX_CACHE_ENTRIES as usize }, { BPF_F_MMAPABLE as usize }>;
+pub(crate) type Cached<P> = Array<CachedFlow<P>, { MAX_CACHE_ENTRIES as usize }, { BPF_F_MMAPABLE as usize }>;
 
 /// Flows of the last moment, by CPU and hash. Written and read here.
 #[btf_map(name = "cached_v4")]
-pub(crate) static CACHED_V4: Cached<Addr4> = Cached::new();
+pub(crate) static CACHED_V4: Cached<<Addr4 as Address>::Pair> = Cached::new();
 
 /// Flows of the last moment, by CPU and hash. Written and read here.
 #[btf_map(name = "cached_v6")]
-pub(crate) static CACHED_V6: Cached<Addr6> = Cached::new();
+pub(crate) static CACHED_V6: Cached<<Addr6 as Address>::Pair> = Cached::new();
 
 /// How each CPU gets on with its caches: IPv4, IPv6. Written and read here.
 #[btf_map(name = "cache_use")]

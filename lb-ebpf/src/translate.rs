@@ -1,12 +1,13 @@
 //! Third step: addresses and ports, and every checksum that covers them.
 
-use lb_common::{PROTO_TCP, Translation};
+use lb_common::cache::wire_ports;
+use lb_common::{Flow, PROTO_TCP};
 
 use crate::checksum;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::parse::Packet;
-use crate::wire::{Ports, Tcp, Udp};
+use crate::wire::{Tcp, Udp};
 
 /// Rewrites the packet as its flow says. The headers were read before, so none of this fails; the verifier
 /// wants to see each bound again after the frame may have changed.
@@ -14,31 +15,31 @@ use crate::wire::{Ports, Tcp, Udp};
 pub(crate) fn translate<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
-    to: &impl Translation<F::Addr>,
+    to: &Flow<F::Addr>,
 ) -> Option<()> {
-    let (ip_difference, l4_difference) = to.differences();
     if !packet.fragment.is_later() {
-        translate_transport(frame, packet.l4(), packet.key.protocol, to.ports(), l4_difference)?;
+        let ports = wire_ports(to.source_port, to.destination_port);
+        transport(frame, packet.l4(), packet.key.protocol, ports, to.l4_difference)?;
     }
-    F::write_ip(frame, packet.l3(), to.source(), to.destination(), ip_difference)
+    F::write_ip(frame, packet.l3(), to.source, to.destination, to.ip_difference)
 }
 
+/// Rewrites ports, given as they are in a packet, and the checksum of TCP or UDP.
 #[inline(always)]
-fn translate_transport(
+pub(crate) fn transport(
     frame: &mut Frame,
     l4: usize,
     protocol: u8,
-    (source, destination): (u16, u16),
+    ports: u32,
     difference: u16,
 ) -> Option<()> {
-    let ports = Ports { source: source.to_be(), destination: destination.to_be() };
     if protocol == PROTO_TCP {
         let tcp: &mut Tcp = frame.at_mut(l4)?;
-        tcp.ports = ports;
+        tcp.set_ports(ports);
         tcp.checksum = checksum::apply(tcp.checksum, difference);
     } else {
         let udp: &mut Udp = frame.at_mut(l4)?;
-        udp.ports = ports;
+        udp.set_ports(ports);
         // Zero means that the sender computed none (RFC 768).
         if udp.checksum != 0 {
             udp.checksum = checksum::apply_udp(udp.checksum, difference);

@@ -89,6 +89,20 @@ impl Ipv4 {
         (Addr4 { bytes: words.0.to_ne_bytes() }, Addr4 { bytes: words.1.to_ne_bytes() })
     }
 
+    /// Source and destination as a machine word.
+    #[inline(always)]
+    pub(crate) fn pair(&self) -> [u64; 1] {
+        // SAFETY: all bytes are in the header.
+        unsafe { [word::load_double::<12, _>(self)] }
+    }
+
+    /// Writes source and destination.
+    #[inline(always)]
+    pub(crate) fn set_pair(&mut self, [addresses]: [u64; 1]) {
+        // SAFETY: all bytes are in the header, which is borrowed exclusively.
+        unsafe { word::store_double::<12, _>(self, addresses) }
+    }
+
     /// Writes source and destination.
     #[inline(always)]
     pub(crate) fn set_addresses(&mut self, source: Addr4, destination: Addr4) {
@@ -144,6 +158,32 @@ impl Ipv6 {
             )
         };
         (Addr6::from_words(source), Addr6::from_words(destination))
+    }
+
+    /// Source and destination as machine words.
+    #[inline(always)]
+    pub(crate) fn pair(&self) -> [u64; 4] {
+        // SAFETY: all bytes are in the header.
+        unsafe {
+            [
+                word::load_double::<8, _>(self),
+                word::load_double::<16, _>(self),
+                word::load_double::<24, _>(self),
+                word::load_double::<32, _>(self),
+            ]
+        }
+    }
+
+    /// Writes source and destination.
+    #[inline(always)]
+    pub(crate) fn set_pair(&mut self, [a, b, c, d]: [u64; 4]) {
+        // SAFETY: all bytes are in the header, which is borrowed exclusively.
+        unsafe {
+            word::store_double::<8, _>(self, a);
+            word::store_double::<16, _>(self, b);
+            word::store_double::<24, _>(self, c);
+            word::store_double::<32, _>(self, d);
+        }
     }
 
     /// Writes source and destination.
@@ -252,6 +292,28 @@ pub(crate) struct Udp {
     pub(crate) length: u16,
     pub(crate) checksum: u16,
 }
+
+macro_rules! ports {
+    ($($header:ty),+) => {$(
+        impl $header {
+            /// Both ports as a machine word.
+            #[inline(always)]
+            pub(crate) fn ports(&self) -> u32 {
+                // SAFETY: the header begins with them.
+                unsafe { word::load::<0, _>(self) }
+            }
+
+            /// Writes both.
+            #[inline(always)]
+            pub(crate) fn set_ports(&mut self, ports: u32) {
+                // SAFETY: the header begins with them, and it is borrowed exclusively.
+                unsafe { word::store::<0, _>(self, ports) }
+            }
+        }
+    )+};
+}
+
+ports!(Tcp, Udp);
 
 macro_rules! wire {
     ($($header:ty = $size:literal),+ $(,)?) => {$(

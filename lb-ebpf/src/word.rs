@@ -1,4 +1,4 @@
-//! 32-bit words of a packet. Behind an Ethernet header they are not aligned, so the compiler would read and write them in
+//! Words of a packet, of 32 and of 64 bits. Behind an Ethernet header they are not aligned, so the compiler would read and write them in
 //! halves; the machines that eBPF is compiled for do it at once, and the verifier allows it for packets (where the
 //! kernel has CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS, as on x86-64 and arm64).
 
@@ -44,6 +44,48 @@ pub(crate) unsafe fn store<const OFFSET: i32, T>(header: *mut T, word: u32) {
     }
 }
 
+/// Reads the 64-bit word `OFFSET` bytes behind the beginning of a header.
+///
+/// # Safety
+///
+/// The header must have these eight bytes.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) unsafe fn load_double<const OFFSET: i32, T>(header: *const T) -> u64 {
+    let word: u64;
+    // SAFETY: the caller vouches for the address; the instruction reads eight bytes and does nothing else.
+    unsafe {
+        core::arch::asm!(
+            "{word} = *(u64 *)({header} + {offset})",
+            word = lateout(reg) word,
+            header = in(reg) header,
+            offset = const OFFSET,
+            options(pure, readonly, nostack),
+        );
+    }
+    word
+}
+
+/// Writes the 64-bit word `OFFSET` bytes behind the beginning of a header.
+///
+/// # Safety
+///
+/// As for [`load_double`], and nobody else may refer to these bytes.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) unsafe fn store_double<const OFFSET: i32, T>(header: *mut T, word: u64) {
+    // SAFETY: the caller vouches for the address; the instruction writes eight bytes and does nothing else.
+    unsafe {
+        core::arch::asm!(
+            "*(u64 *)({header} + {offset}) = {word}",
+            word = in(reg) word,
+            header = in(reg) header,
+            offset = const OFFSET,
+            options(nostack),
+        );
+    }
+}
+
 /// The same for unit tests and lints on the host.
 #[cfg(not(target_arch = "bpf"))]
 pub(crate) unsafe fn load<const OFFSET: i32, T>(header: *const T) -> u32 {
@@ -56,4 +98,18 @@ pub(crate) unsafe fn load<const OFFSET: i32, T>(header: *const T) -> u32 {
 pub(crate) unsafe fn store<const OFFSET: i32, T>(header: *mut T, word: u32) {
     // SAFETY: the caller vouches for the address.
     unsafe { header.byte_offset(OFFSET as isize).cast::<u32>().write_unaligned(word) }
+}
+
+/// The same for unit tests and lints on the host.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) unsafe fn load_double<const OFFSET: i32, T>(header: *const T) -> u64 {
+    // SAFETY: the caller vouches for the address.
+    unsafe { header.byte_offset(OFFSET as isize).cast::<u64>().read_unaligned() }
+}
+
+/// The same for unit tests and lints on the host.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) unsafe fn store_double<const OFFSET: i32, T>(header: *mut T, word: u64) {
+    // SAFETY: the caller vouches for the address.
+    unsafe { header.byte_offset(OFFSET as isize).cast::<u64>().write_unaligned(word) }
 }

@@ -2,9 +2,9 @@
 
 use lb_common::{Addr4, CacheUse, CachedFlow, PROTO_TCP, Settings};
 
-use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
-use crate::frame::Frame;
+use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{IPV4_DONT_FRAGMENT, IPV4_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4};
@@ -41,6 +41,24 @@ impl Family for V4 {
             fragment: Fragment::WHOLE,
             fragment_offset: 0,
         })
+    }
+
+    #[inline(always)]
+    fn read_express(frame: &Frame) -> Option<ExpressIp<[u64; 1]>> {
+        let ip: &Ipv4 = frame.at(L3)?;
+        if ip.version_ihl != 0x45 || ip.fragment & IPV4_FRAGMENT != 0 || ip.ttl <= 1 {
+            return None;
+        }
+        Some(ExpressIp { addresses: ip.pair(), protocol: ip.protocol, length: u16::from_be(ip.total_length) })
+    }
+
+    #[inline(always)]
+    fn write_express(frame: &mut Frame, addresses: [u64; 1], difference: u16) -> Option<()> {
+        let ip: &mut Ipv4 = frame.at_mut(L3)?;
+        ip.ttl = ip.ttl.wrapping_sub(1);
+        ip.checksum = checksum::apply(ip.checksum, difference);
+        ip.set_pair(addresses);
+        Some(())
     }
 
     #[inline(always)]
@@ -167,7 +185,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn cached(index: u32) -> Option<&'static mut CachedFlow<Addr4>> {
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<[u64; 1]>> {
         // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
         maps::CACHED_V4.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })

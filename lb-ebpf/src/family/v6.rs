@@ -2,9 +2,9 @@
 
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, PROTO_TCP, PROTO_UDP, Settings};
 
-use super::{FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::Sum;
-use crate::frame::Frame;
+use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{
@@ -49,6 +49,24 @@ impl Family for V6 {
             fragment: Fragment::WHOLE,
             fragment_offset: 0,
         })
+    }
+
+    #[inline(always)]
+    fn read_express(frame: &Frame) -> Option<ExpressIp<[u64; 4]>> {
+        let ip: &Ipv6 = frame.at(L3)?;
+        if !is_version_6(ip) || ip.hop_limit <= 1 {
+            return None;
+        }
+        let length = u16::from_be(ip.payload_length).checked_add(Self::HEADER as u16)?;
+        Some(ExpressIp { addresses: ip.pair(), protocol: ip.next_header, length })
+    }
+
+    #[inline(always)]
+    fn write_express(frame: &mut Frame, addresses: [u64; 4], _difference: u16) -> Option<()> {
+        let ip: &mut Ipv6 = frame.at_mut(L3)?;
+        ip.hop_limit = ip.hop_limit.wrapping_sub(1);
+        ip.set_pair(addresses);
+        Some(())
     }
 
     #[inline(always)]
@@ -149,7 +167,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn cached(index: u32) -> Option<&'static mut CachedFlow<Addr6>> {
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<[u64; 4]>> {
         // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
         maps::CACHED_V6.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })

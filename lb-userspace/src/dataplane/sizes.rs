@@ -1,7 +1,9 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result};
-use lb_common::{Addr4, Addr6, CachedFlow, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MIN_HALF_OPEN_PER_CPU};
+use lb_common::{
+    Addr4, Addr6, Address, CachedFlow, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MIN_HALF_OPEN_PER_CPU,
+};
 use nix::sys::sysinfo::sysinfo;
 
 /// Maps that hold flows.
@@ -35,8 +37,8 @@ impl Family {
     /// Bytes of an entry of its cache.
     const fn cached_bytes(self) -> u64 {
         match self {
-            Self::V4 => size_of::<CachedFlow<Addr4>>() as u64,
-            Self::V6 => size_of::<CachedFlow<Addr6>>() as u64,
+            Self::V4 => size_of::<CachedFlow<<Addr4 as Address>::Pair>>() as u64,
+            Self::V6 => size_of::<CachedFlow<<Addr6 as Address>::Pair>>() as u64,
         }
     }
 }
