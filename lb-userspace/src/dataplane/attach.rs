@@ -11,6 +11,7 @@ use aya::programs::{ProgramError, XdpMode};
 use tracing::{info, warn};
 
 use super::explain;
+use super::inspect;
 use super::journeys::{JOURNEYS, is_unsettled};
 use super::load::{Dataplane, pinned_maps};
 use crate::config;
@@ -182,16 +183,22 @@ pub fn detach(pins: &Path) -> Result<bool> {
     }
     let entries = fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    let name_of =
-        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let is_link = |path: &PathBuf| name_of(path).starts_with("link_");
     let mut ours = pinned_maps()?;
     ours.push(JOURNEYS.to_owned());
     ours.extend(explain::PROGRAMS.map(str::to_owned));
     // The directory may be another program's, if the name of the instance is a wrong guess.
-    paths.retain(|path| is_link(path) || is_unsettled(&name_of(path)) || ours.contains(&name_of(path)));
-    paths.sort_by_key(|path| !is_link(path));
-    for path in &paths {
+    paths.retain(|path| {
+        is_link(path) || is_unsettled(name_of(path)) || ours.iter().any(|own| own == name_of(path))
+    });
+    let (links, others): (Vec<_>, Vec<_>) = paths.iter().partition(|path| is_link(path));
+    for path in links {
+        remove_if_there(path)?;
+    }
+    // Whoever is killed from here on leaves pieces that nobody takes for a data plane.
+    if let Err(error) = inspect::void(pins) {
+        warn!("what is removed cannot be marked as such: {error:#}");
+    }
+    for path in others {
         remove_if_there(path)?;
     }
     match fs::remove_dir(pins) {
@@ -206,6 +213,15 @@ pub fn detach(pins: &Path) -> Result<bool> {
         }
         _ => Ok(!paths.is_empty()),
     }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether a pin is a link to an interface.
+pub(super) fn is_link(path: &Path) -> bool {
+    name_of(path).starts_with("link_")
 }
 
 fn link_pin(pins: &Path, interface: &str, mode: AttachedMode) -> PathBuf {

@@ -1,28 +1,28 @@
 //! Loads the eBPF object and creates its maps, or adopts those that an earlier controller pinned.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, Map, MapData};
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use lb_common::{Event, LAYOUT_VERSION, Settings};
-use tracing::warn;
 
 use super::cached::{self, CachedFlows};
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
+use super::inspect::inspect;
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
 use super::sizes::{CONNECTION_MAPS, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
 const SCRATCH_MAPS: [&str; 11] = [
