@@ -179,7 +179,7 @@ impl Controller {
         let (recount, recounted) = mpsc::unbounded_channel();
         let mut controller = Self {
             book: Book::inherit(&config, &applier),
-            overrides: Overrides::default(),
+            overrides: reload::recall(&instance, &config),
             loaded_at: Timestamp::now(),
             last_reload_error: None,
             reload_failures: 0,
