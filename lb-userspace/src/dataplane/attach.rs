@@ -44,6 +44,17 @@ impl AttachedMode {
     }
 }
 
+/// An interface that runs the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its name.
+    pub interface: String,
+    /// How it is attached to.
+    pub mode: AttachedMode,
+    /// Its number: one of the same name that was made anew has another.
+    pub ifindex: u32,
+}
+
 impl Dataplane {
     /// Attaches to an interface, or takes over the link that an earlier controller pinned for it.
     ///
@@ -51,21 +62,21 @@ impl Dataplane {
     ///
     /// If the interface does not exist, another XDP program is attached to it, or its driver cannot do what
     /// `mode` demands.
-    pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
+    pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<Attachment> {
         let wanted = AttachedMode::wanted(mode);
         if let Some(adopted) = self.adopt_link(interface, wanted)? {
             return Ok(adopted);
         }
         let mut refusals = Vec::new();
         for &mode in wanted {
-            self.introduce(interface, mode)?;
+            let ifindex = self.introduce(interface, mode)?;
             match self.attach_fresh(interface, mode) {
                 Ok(()) => {
                     for refusal in &refusals {
                         warn!(interface, "{refusal:#}; falling back to generic mode, which is slower");
                     }
                     info!(interface, mode = mode.word(), "XDP program attached");
-                    return Ok(mode);
+                    return Ok(Attachment { interface: interface.to_owned(), mode, ifindex });
                 }
                 Err(error) => refusals.push(error.context(format!("cannot attach in {} mode", mode.word()))),
             }
@@ -75,7 +86,7 @@ impl Dataplane {
     }
 
     /// Replaces the program inside a pinned link.
-    fn adopt_link(&mut self, interface: &str, wanted: &[AttachedMode]) -> Result<Option<AttachedMode>> {
+    fn adopt_link(&mut self, interface: &str, wanted: &[AttachedMode]) -> Result<Option<Attachment>> {
         let Some(pins) = self.pins.clone() else { return Ok(None) };
         for mode in [AttachedMode::Native, AttachedMode::Generic] {
             let pin = link_pin(&pins, interface, mode);
@@ -83,10 +94,17 @@ impl Dataplane {
                 continue;
             }
             if wanted.contains(&mode) {
-                self.introduce(interface, mode)?;
+                let ifindex = self.introduce(interface, mode)?;
                 if self.replace_program(&pin).is_ok() {
                     info!(interface, mode = mode.word(), "took over the attached XDP program");
-                    return Ok(Some(mode));
+                    if mode != wanted[0] {
+                        warn!(
+                            interface,
+                            "stays in generic mode, which is slower, so that no packet is lost; after `lb detach` a start \
+                             tries the driver again"
+                        );
+                    }
+                    return Ok(Some(Attachment { interface: interface.to_owned(), mode, ifindex }));
                 }
             }
             // The interface was removed meanwhile, or another mode is wanted: this link is of no use.

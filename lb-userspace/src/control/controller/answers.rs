@@ -81,6 +81,7 @@ impl Controller {
             reload_failures: self.reload_failures,
             config: &config,
             attached: &self.attached,
+            lost: &self.lost,
             program_id,
             desired: &self.desired,
             book: &self.book,
