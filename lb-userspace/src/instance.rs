@@ -47,6 +47,14 @@ impl Instance {
         Path::new(BPFFS).join(&self.name)
     }
 
+    /// Whether there is anything pinned; unless it can be seen that there is not, there is.
+    pub fn has_pins(&self) -> bool {
+        match fs::read_dir(self.pins()) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
+
     /// Directory of its socket, its lock and its notes.
     pub fn run_dir(&self) -> PathBuf {
         Path::new("/run").join(&self.name)

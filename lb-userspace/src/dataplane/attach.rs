@@ -269,7 +269,8 @@ fn explain(error: ProgramError) -> anyhow::Error {
         return error.into();
     };
     let hint = match io_error.raw_os_error() {
-        Some(libc::EBUSY) => {
+        // The generic path says EEXIST.
+        Some(libc::EBUSY | libc::EEXIST) => {
             "another XDP program is attached there: see `bpftool net`, remove it with `ip link set dev NAME xdp off`"
         }
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
