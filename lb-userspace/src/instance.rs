@@ -12,6 +12,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::geteuid;
 
+use crate::notes;
+
 /// Where the bpffs is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
 
@@ -43,6 +45,14 @@ impl Instance {
     /// Directory of its pinned maps and links.
     pub fn pins(&self) -> PathBuf {
         Path::new(BPFFS).join(&self.name)
+    }
+
+    /// Whether there is anything pinned; unless it can be seen that there is not, there is.
+    pub fn has_pins(&self) -> bool {
+        match fs::read_dir(self.pins()) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
     }
 
     /// Directory of its socket, its lock and its notes.
@@ -99,6 +109,9 @@ impl Instance {
     /// goes too, unless there is something else in it or whoever made it has more rights than this process.
     pub fn forget(&self, lock: Lock) {
         let _ = fs::remove_file(self.socket());
+        for note in notes::left_over() {
+            let _ = notes::remove(&self.run_dir(), &note);
+        }
         let _ = fs::remove_file(&lock.path);
         let _ = fs::remove_dir(self.run_dir());
         drop(lock.file);

@@ -12,6 +12,7 @@ pub mod instance;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod notes;
 pub mod privilege;
 pub mod service_manager;
 pub mod status;

@@ -56,7 +56,7 @@ pub struct ConfigStatus {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `gone` while there is no such interface.
     pub mode: String,
     /// Kernel id of the program.
     pub program_id: u32,

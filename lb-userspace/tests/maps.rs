@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use lb_common::listener::Vip;
 use lb_common::{NextHop, Settings, SourceKey};
 use lb_userspace::config::{self, Config};
+use lb_userspace::control::book::Book;
 use lb_userspace::control::{Applier, Desired, Health, Surroundings, Way};
 use lb_userspace::dataplane::maps::Source;
 use lb_userspace::dataplane::{Dataplane, LoadOptions};
@@ -169,4 +170,38 @@ fn echo_is_a_setting() {
     assert_eq!(bench.flags(), Settings::ICMP_ECHO, "the default");
     bench.apply(&config("icmp_echo = false", "port = 80"));
     assert_eq!(bench.flags(), 0);
+}
+
+/// One backend in two sets, healthy by the check of one of them only.
+struct HealthyInOne;
+
+impl Surroundings for HealthyInOne {
+    fn health(&self, set: &str, _backend: &str) -> Health {
+        if set == "good" { Health::Healthy } else { Health::Unhealthy }
+    }
+
+    fn way(&self, address: IpAddr) -> Way {
+        Host.way(address)
+    }
+}
+
+#[test]
+fn the_next_controller_inherits_the_health_of_each_set_by_itself() {
+    let mut source = "[lb]\ninterfaces = [\"eth0\"]\n".to_owned();
+    for (set, port) in [("good", 80), ("bad", 81)] {
+        source += &format!(
+            "[[listener]]\nname = \"{set}\"\naddress = \"10.0.1.100\"\nprotocol = \"tcp\"\nport = {port}\n\
+             backend_set = \"{set}\"\n[[backend_set.{set}.backend]]\nname = \"a\"\naddress = \"10.0.1.10\"\n\
+             port = 8080\n[backend_set.{set}.health_check]\nprotocol = \"tcp\"\nport = {port}\n"
+        );
+    }
+    let config = config::parse(&source, "test.toml").unwrap_or_else(|report| panic!("{report}")).config;
+    let mut bench = Bench::new();
+    let desired = Desired::compute(&config, &mut bench.applier.ids, &HealthyInOne).expect("it fits");
+    bench.applier.apply(&mut bench.dataplane.maps, &desired).expect("the maps can be written");
+
+    bench.restart();
+    let book = Book::inherit(&config, &bench.applier);
+    assert_eq!(book.health("good", "a"), Health::Healthy);
+    assert_eq!(book.health("bad", "a"), Health::Unknown);
 }

@@ -292,5 +292,13 @@ fn run_says_why_it_falls_back_to_generic_mode() -> Result<()> {
     let (_, findings) = doctor(&lab.balancer, &config.to_string())?;
     let attached = findings.iter().filter(|f| f["check"] == "xdp" && f["grade"] == "ok");
     assert_eq!(attached.count(), 3, "its own programs are no reason to complain: {findings:?}");
+    // A controller that adopts them leaves them as they are, and says that too.
+    lb.kill9()?;
+    let lb = Lb::start(&lab.balancer, &config.to_string())?;
+    let log = lb.log();
+    let stays = |interface| {
+        log.lines().any(|line| line.contains("stays in generic mode") && line.contains(interface))
+    };
+    assert!(stays("br0") && stays("few") && !stays("eth0"), "{log}");
     Ok(())
 }

@@ -16,6 +16,9 @@ pub(super) async fn reload(instance: &Instance) -> Result<u8> {
         return Ok(not_running(instance));
     };
     if reply.is_success() {
+        for warning in reply.body.get("warnings").and_then(Value::as_array).into_iter().flatten() {
+            eprintln!("{}", warning.as_str().unwrap_or_default());
+        }
         return Ok(OK);
     }
     match reply.body.get("report").and_then(Value::as_str) {
@@ -96,7 +99,7 @@ impl History {
             println!(
                 "{}  {}/{}  {} -> {}  {}",
                 field("timestamp"),
-                field("set"),
+                field("backend_set"),
                 field("backend"),
                 field("from"),
                 field("to"),

@@ -112,7 +112,7 @@ struct ConfigFile {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse_words(&error));
     if !matches!(cli.command, Command::Run(_)) {
         end_with_the_pipe();
     }
@@ -135,6 +135,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure)
         }
     }
+}
+
+/// Prints what is wrong with the words of the command line, or the help that they ask for, and ends. Where 2 means
+/// CRITICAL, a word that is not understood is something else.
+fn refuse_words(error: &clap::Error) -> ! {
+    let is_monitoring = std::env::args().nth(1).is_some_and(|verb| verb == "status" || verb == "diagnose");
+    if is_monitoring && error.use_stderr() {
+        // Nobody may be reading.
+        let _ = error.print();
+        std::process::exit(UNKNOWN.into());
+    }
+    error.exit()
 }
 
 /// Lets a command whose reader goes away (`lb status | head`) end like any other program, by SIGPIPE; Rust ignores it

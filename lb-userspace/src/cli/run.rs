@@ -6,8 +6,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
 use super::{BAD_CONFIG, ConfigFile, OK, Target, detach};
-use crate::config::{self, OnExit};
+use crate::config::{self, Config, OnExit};
 use crate::control::controller::{Controller, Signals, Stopped};
+use crate::instance::Instance;
 use crate::logging::{self, Format};
 use crate::privilege;
 
@@ -52,13 +53,16 @@ impl Run {
         let instance = self.target.instance()?;
         privilege::require(loaded.config.lb.assign_vips)?;
         let lock = instance.lock()?;
-        instance.ensure_pins()?;
-        allow_many_files();
-        let signals = Signals::take_over()?;
-        let controller =
-            Controller::start(instance.clone(), self.file.config.clone(), loaded.config, self.packet_log)
-                .await
-                .map_err(privilege::explain)?;
+        let (controller, signals) = match self.start(&instance, loaded.config).await {
+            Ok(started) => started,
+            Err(error) => {
+                // Unless there is a data plane that still forwards, nothing is left of this.
+                if !instance.has_pins() {
+                    instance.forget(lock);
+                }
+                return Err(error);
+            }
+        };
         let (stopped, on_exit) = controller.run(signals).await?;
         if stopped == Stopped::BySignal && on_exit == OnExit::Detach {
             detach::remove(&instance)?;
@@ -67,5 +71,14 @@ impl Run {
             instance.forget(lock);
         }
         Ok(OK)
+    }
+
+    async fn start(&self, instance: &Instance, config: Config) -> Result<(Controller, Signals)> {
+        instance.ensure_pins()?;
+        allow_many_files();
+        let signals = Signals::take_over()?;
+        let file = self.file.config.clone();
+        let controller = Controller::start(instance.clone(), file, config, self.packet_log).await;
+        Ok((controller.map_err(privilege::explain)?, signals))
     }
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use super::paint::Paint;
 use super::{Target, not_running};
 use crate::api::client;
-use crate::status::{BackendStatus, ListenerStatus, SetStatus, Status as Document};
+use crate::status::{BackendStatus, InterfaceStatus, ListenerStatus, SetStatus, Status as Document};
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
@@ -64,11 +64,12 @@ fn write_status(text: &mut String, status: &Document, paint: &Paint) -> std::fmt
         writeln!(text, "         the last reload was refused: {}", error.lines().next().unwrap_or_default())?;
     }
     for interface in &status.interfaces {
-        writeln!(
-            text,
-            "         {} ({} XDP, program {})",
-            interface.name, interface.mode, interface.program_id
-        )?;
+        let InterfaceStatus { name, mode, program_id } = interface;
+        if mode == "gone" {
+            writeln!(text, "         {name} is gone: nothing comes in by it")?;
+        } else {
+            writeln!(text, "         {name} ({mode} XDP, program {program_id})")?;
+        }
     }
     for listener in &status.listeners {
         write_listener(text, listener, paint)?;

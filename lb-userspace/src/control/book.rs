@@ -41,14 +41,18 @@ impl Book {
     /// first result, so that a restart takes nobody out.
     pub fn inherit(config: &Config, applier: &Applier) -> Self {
         let held = applier.backends().values();
-        let in_rotation: BTreeSet<SocketAddr> = held
+        // A backend of two sets may pass the check of one and fail that of the other.
+        let in_rotation: BTreeSet<(&str, SocketAddr)> = held
             .filter(|backend| backend.has(lb_common::Backend::IN_ROTATION))
-            .map(|backend| SocketAddr::new(backend.address.into(), backend.port))
+            .filter_map(|backend| {
+                let set = applier.ids.name_of_set(backend.set)?;
+                Some((set, SocketAddr::new(backend.address.into(), backend.port)))
+            })
             .collect();
         let mut book = Self::default();
         let now = Timestamp::now();
         for (id, backend, check) in backends(config) {
-            let healthy = in_rotation.contains(&backend.socket());
+            let healthy = in_rotation.contains(&(id.set.as_str(), backend.socket()));
             let health = BackendHealth::inherit(id.clone(), thresholds(check), healthy, now);
             book.backends.insert(id, Entry::new(health, CheckSpec::new(backend, check)));
         }

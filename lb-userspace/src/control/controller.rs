@@ -33,7 +33,7 @@ use super::rotation::{self, Holders};
 use crate::api::tcp::TcpApi;
 use crate::api::{self, Call, Question};
 use crate::config::{Config, OnExit};
-use crate::dataplane::{AttachedMode, Dataplane, Family, LoadOptions, Origin};
+use crate::dataplane::{Attachment, Dataplane, Family, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
@@ -98,7 +98,9 @@ pub struct Controller {
     config: Config,
     overrides: Overrides,
     dataplane: Dataplane,
-    attached: Vec<(String, AttachedMode)>,
+    attached: Vec<Attachment>,
+    /// Interfaces of those that are gone.
+    lost: BTreeSet<String>,
     applier: Applier,
     desired: Desired,
     book: Book,
@@ -190,7 +192,7 @@ impl Controller {
         let (recount, recounted) = mpsc::unbounded_channel();
         let mut controller = Self {
             book: Book::inherit(&config, &applier),
-            overrides: Overrides::default(),
+            overrides: reload::recall(&instance, &config),
             loaded_at: Timestamp::now(),
             last_reload_error: None,
             reload_failures: 0,
@@ -198,6 +200,7 @@ impl Controller {
             ways: resolver.ways(),
             results,
             attached: Vec::new(),
+            lost: BTreeSet::new(),
             desired: Desired { holders: applier.holders(), ..Desired::default() },
             drains: Drains::default(),
             instance,
@@ -347,9 +350,7 @@ impl Controller {
             Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
         }
         self.limit_flows(&self.overrides.applied_to(&self.config));
-        self.dataplane
-            .refresh_interfaces()
-            .unwrap_or_else(|error| error!("cannot follow MACs and MTUs: {error:#}"));
+        self.follow_interfaces();
         if self.host_ports.is_due() {
             self.look_at_host_ports();
         }

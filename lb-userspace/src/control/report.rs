@@ -1,6 +1,6 @@
 //! Makes the status document out of what the controller knows and the maps count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -13,7 +13,7 @@ use super::desired::{self, Desired};
 use super::host_ports::HostPorts;
 use super::snat;
 use crate::config::{self, Config};
-use crate::dataplane::{AttachedMode, Census, Maps};
+use crate::dataplane::{Attachment, Census, Maps};
 use crate::health::Level;
 use crate::health::level::{self, Member, SetLevel};
 use crate::network::next_hop::Ways;
@@ -37,7 +37,9 @@ pub struct Sources<'a> {
     /// The configuration in force.
     pub config: &'a Config,
     /// Interfaces and modes.
-    pub attached: &'a [(String, AttachedMode)],
+    pub attached: &'a [Attachment],
+    /// Those that are no longer there.
+    pub lost: &'a BTreeSet<String>,
     /// Kernel id of the program.
     pub program_id: u32,
     /// What the maps hold.
@@ -64,8 +66,9 @@ pub fn status(sources: &Sources<'_>) -> Result<Status> {
         sources.config.backend_sets.keys().map(|name| (name.as_str(), set_level(sources, name))).collect();
     let verdict = instance_level(sources);
     let snat = snat::usage(sources);
+    let lost = sources.lost.iter().map(|name| format!("interface {name} is gone"));
     let remarks = [sources.host_ports.warning().map(str::to_owned), snat::warning(&snat)];
-    let reason = std::iter::once(verdict.reason).chain(remarks.into_iter().flatten());
+    let reason = std::iter::once(verdict.reason).chain(lost).chain(remarks.into_iter().flatten());
     let counted = all_reasons(sources)?;
     let listeners: Vec<ListenerStatus> = sources
         .config
@@ -118,10 +121,13 @@ pub(super) fn instance_level(sources: &Sources<'_>) -> level::Verdict {
 }
 
 fn interfaces(sources: &Sources<'_>) -> Vec<InterfaceStatus> {
-    let status = |(name, mode): &(String, AttachedMode)| InterfaceStatus {
-        name: name.clone(),
-        mode: mode.word().to_owned(),
-        program_id: sources.program_id,
+    let status = |attachment: &Attachment| {
+        let is_lost = sources.lost.contains(&attachment.interface);
+        InterfaceStatus {
+            name: attachment.interface.clone(),
+            mode: if is_lost { "gone" } else { attachment.mode.word() }.to_owned(),
+            program_id: sources.program_id,
+        }
     };
     sources.attached.iter().map(status).collect()
 }

@@ -11,6 +11,7 @@ use aya::programs::{ProgramError, XdpMode};
 use tracing::{info, warn};
 
 use super::explain;
+use super::inspect;
 use super::journeys::{JOURNEYS, is_unsettled};
 use super::load::{Dataplane, pinned_maps};
 use crate::config;
@@ -43,6 +44,17 @@ impl AttachedMode {
     }
 }
 
+/// An interface that runs the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its name.
+    pub interface: String,
+    /// How it is attached to.
+    pub mode: AttachedMode,
+    /// Its number: one of the same name that was made anew has another.
+    pub ifindex: u32,
+}
+
 impl Dataplane {
     /// Attaches to an interface, or takes over the link that an earlier controller pinned for it.
     ///
@@ -50,21 +62,21 @@ impl Dataplane {
     ///
     /// If the interface does not exist, another XDP program is attached to it, or its driver cannot do what
     /// `mode` demands.
-    pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<AttachedMode> {
+    pub fn attach(&mut self, interface: &str, mode: config::XdpMode) -> Result<Attachment> {
         let wanted = AttachedMode::wanted(mode);
         if let Some(adopted) = self.adopt_link(interface, wanted)? {
             return Ok(adopted);
         }
         let mut refusals = Vec::new();
         for &mode in wanted {
-            self.introduce(interface, mode)?;
+            let ifindex = self.introduce(interface, mode)?;
             match self.attach_fresh(interface, mode) {
                 Ok(()) => {
                     for refusal in &refusals {
                         warn!(interface, "{refusal:#}; falling back to generic mode, which is slower");
                     }
                     info!(interface, mode = mode.word(), "XDP program attached");
-                    return Ok(mode);
+                    return Ok(Attachment { interface: interface.to_owned(), mode, ifindex });
                 }
                 Err(error) => refusals.push(error.context(format!("cannot attach in {} mode", mode.word()))),
             }
@@ -74,7 +86,7 @@ impl Dataplane {
     }
 
     /// Replaces the program inside a pinned link.
-    fn adopt_link(&mut self, interface: &str, wanted: &[AttachedMode]) -> Result<Option<AttachedMode>> {
+    fn adopt_link(&mut self, interface: &str, wanted: &[AttachedMode]) -> Result<Option<Attachment>> {
         let Some(pins) = self.pins.clone() else { return Ok(None) };
         for mode in [AttachedMode::Native, AttachedMode::Generic] {
             let pin = link_pin(&pins, interface, mode);
@@ -82,10 +94,17 @@ impl Dataplane {
                 continue;
             }
             if wanted.contains(&mode) {
-                self.introduce(interface, mode)?;
+                let ifindex = self.introduce(interface, mode)?;
                 if self.replace_program(&pin).is_ok() {
                     info!(interface, mode = mode.word(), "took over the attached XDP program");
-                    return Ok(Some(mode));
+                    if mode != wanted[0] {
+                        warn!(
+                            interface,
+                            "stays in generic mode, which is slower, so that no packet is lost; after `lb detach` a start \
+                             tries the driver again"
+                        );
+                    }
+                    return Ok(Some(Attachment { interface: interface.to_owned(), mode, ifindex }));
                 }
             }
             // The interface was removed meanwhile, or another mode is wanted: this link is of no use.
@@ -182,16 +201,22 @@ pub fn detach(pins: &Path) -> Result<bool> {
     }
     let entries = fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    let name_of =
-        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let is_link = |path: &PathBuf| name_of(path).starts_with("link_");
     let mut ours = pinned_maps()?;
     ours.push(JOURNEYS.to_owned());
     ours.extend(explain::PROGRAMS.map(str::to_owned));
     // The directory may be another program's, if the name of the instance is a wrong guess.
-    paths.retain(|path| is_link(path) || is_unsettled(&name_of(path)) || ours.contains(&name_of(path)));
-    paths.sort_by_key(|path| !is_link(path));
-    for path in &paths {
+    paths.retain(|path| {
+        is_link(path) || is_unsettled(name_of(path)) || ours.iter().any(|own| own == name_of(path))
+    });
+    let (links, others): (Vec<_>, Vec<_>) = paths.iter().partition(|path| is_link(path));
+    for path in links {
+        remove_if_there(path)?;
+    }
+    // Whoever is killed from here on leaves pieces that nobody takes for a data plane.
+    if let Err(error) = inspect::void(pins) {
+        warn!("what is removed cannot be marked as such: {error:#}");
+    }
+    for path in others {
         remove_if_there(path)?;
     }
     match fs::remove_dir(pins) {
@@ -206,6 +231,15 @@ pub fn detach(pins: &Path) -> Result<bool> {
         }
         _ => Ok(!paths.is_empty()),
     }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether a pin is a link to an interface.
+pub(super) fn is_link(path: &Path) -> bool {
+    name_of(path).starts_with("link_")
 }
 
 fn link_pin(pins: &Path, interface: &str, mode: AttachedMode) -> PathBuf {
@@ -235,7 +269,8 @@ fn explain(error: ProgramError) -> anyhow::Error {
         return error.into();
     };
     let hint = match io_error.raw_os_error() {
-        Some(libc::EBUSY) => {
+        // The generic path says EEXIST.
+        Some(libc::EBUSY | libc::EEXIST) => {
             "another XDP program is attached there: see `bpftool net`, remove it with `ip link set dev NAME xdp off`"
         }
         Some(libc::EOPNOTSUPP) => "its driver has no native XDP",

@@ -1,6 +1,8 @@
 //! What the program must know of the interfaces it is attached to: the MAC by which it takes a frame for this host's,
 //! and how large a packet may leave by them.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use lb_common::InterfaceMac;
 use tracing::info;
@@ -10,8 +12,8 @@ use super::load::Dataplane;
 use crate::network::{self, Interface};
 
 impl Dataplane {
-    /// Tells the program of an interface, before its first frame comes.
-    pub(super) fn introduce(&mut self, name: &str, mode: AttachedMode) -> Result<()> {
+    /// Tells the program of an interface, before its first frame comes; gives back its number.
+    pub(super) fn introduce(&mut self, name: &str, mode: AttachedMode) -> Result<u32> {
         let interfaces = interfaces()?;
         let interface = interfaces.iter().find(|interface| interface.name == name);
         let interface = interface.with_context(|| {
@@ -19,15 +21,17 @@ impl Dataplane {
             format!("cannot attach to interface {name}: there is none; there are {}", names.join(", "))
         })?;
         let flags = if mode == AttachedMode::Generic { InterfaceMac::GENERIC } else { 0 };
-        self.maps.set_interface(interface.ifindex, &record(interface, flags))
+        self.maps.set_interface(interface.ifindex, &record(interface, flags))?;
+        Ok(interface.ifindex)
     }
 
-    /// Takes note of MACs and MTUs that have changed, and forgets interfaces that are gone.
+    /// Takes note of MACs and MTUs that have changed, and forgets interfaces that are gone. Gives back the numbers of
+    /// those that are there, by name.
     ///
     /// # Errors
     ///
     /// If the host does not tell its interfaces, or the map cannot be written.
-    pub fn refresh_interfaces(&mut self) -> Result<()> {
+    pub fn refresh_interfaces(&mut self) -> Result<BTreeMap<String, u32>> {
         let interfaces = interfaces()?;
         for (ifindex, known) in self.maps.interfaces()? {
             let Some(interface) = interfaces.iter().find(|interface| interface.ifindex == ifindex) else {
@@ -40,7 +44,7 @@ impl Dataplane {
                 info!(interface = interface.name, mtu = interface.mtu, "its MAC or its MTU has changed");
             }
         }
-        Ok(())
+        Ok(interfaces.into_iter().map(|interface| (interface.name, interface.ifindex)).collect())
     }
 
     /// Forgets an interface that the program is detached from.

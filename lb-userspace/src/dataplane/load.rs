@@ -1,28 +1,28 @@
 //! Loads the eBPF object and creates its maps, or adopts those that an earlier controller pinned.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, Map, MapData};
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
 use lb_common::{Event, LAYOUT_VERSION, Settings};
-use tracing::warn;
 
 use super::cached::{self, CachedFlows};
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
+use super::inspect::inspect;
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
 use super::sizes::{CONNECTION_MAPS, Family, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
 const SCRATCH_MAPS: [&str; 11] = [
@@ -71,6 +71,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Whether state was taken over.
     pub origin: Origin,
+    /// How many flows the maps have room for.
+    pub room: u32,
     pub(super) journeys: Journeys,
     /// The program's copies of flows.
     pub cached: CachedFlows,
@@ -125,10 +127,23 @@ impl Dataplane {
         let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
         let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
         let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
-        let collector = Some(Collector::new(v4?, v6?, clock, cached.try_clone()?));
+        let v4 = v4?;
+        let room = sizes.flows(v4.info()?.max_entries());
+        let collector = Some(Collector::new(v4, v6?, clock, cached.try_clone()?));
         let pins = options.pins.clone();
-        let mut dataplane =
-            Self { ebpf, pins, maps, origin, journeys, explainer, cached, collector, fragments, events };
+        let mut dataplane = Self {
+            ebpf,
+            pins,
+            maps,
+            origin,
+            room,
+            journeys,
+            explainer,
+            cached,
+            collector,
+            fragments,
+            events,
+        };
         if origin == Origin::Fresh {
             let settings = Settings {
                 layout_version: LAYOUT_VERSION,
@@ -239,57 +254,6 @@ pub(super) fn pinned_maps() -> Result<Vec<String>> {
             && *name != JOURNEYS
     };
     Ok(object.maps.keys().filter(is_pinned).cloned().collect())
-}
-
-/// Looks at the pins of an earlier controller: none, or a layout this program can go on with.
-///
-/// aya opens a pinned map of any shape without a word, and would let the kernel write past the end of our
-/// structs; so each shape is compared here first.
-fn inspect(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<Origin> {
-    let settings = pins.join("settings");
-    if !settings.exists() {
-        return Ok(Origin::Fresh);
-    }
-    let remedy = format!(
-        "the pinned data plane in {} is of another version and cannot be taken over; \
-         run `lb detach` (this ends its connections), then start again",
-        pins.display()
-    );
-    let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
-    for name in pinned_maps()? {
-        let path = pins.join(&name);
-        let (Some(declared), true) = (object.maps.get(&name), path.exists()) else { continue };
-        let pinned = MapData::from_pin(&path).and_then(|map| map.info());
-        let pinned = pinned.with_context(|| format!("cannot open {}", path.display()))?;
-        let expected = (declared.key_size(), declared.value_size());
-        let found = (pinned.key_size(), pinned.value_size());
-        if expected != found {
-            bail!("{remedy} (map `{name}`: expected key and value of {expected:?} bytes, found {found:?})");
-        }
-        let entries = sizes.entries(&name).unwrap_or_else(|| declared.max_entries());
-        if pinned.max_entries() == entries {
-            continue;
-        }
-        let found = pinned.max_entries();
-        if !CONNECTION_MAPS.contains(&name.as_str()) {
-            bail!("{remedy} (map `{name}`: expected {entries} entries, found {found})");
-        }
-        warn!(
-            "the adopted map `{name}` has room for {} flows; max_connections = {max_connections} takes effect \
-             after `lb detach`",
-            sizes.flows(found)
-        );
-    }
-    let settings =
-        MapData::from_pin(&settings).with_context(|| format!("cannot open {}", settings.display()))?;
-    let settings: Array<_, Settings> =
-        Map::Array(settings).try_into().context("`settings` is not an array")?;
-    match settings.get(&0, 0).context("cannot read the map `settings`")?.layout_version {
-        LAYOUT_VERSION => Ok(Origin::Adopted),
-        // A controller that was killed between making the maps and filling them.
-        0 => Ok(Origin::Fresh),
-        version => bail!("{remedy} (expected layout {LAYOUT_VERSION}, found {version})"),
-    }
 }
 
 /// Loads one program of the object into the kernel.

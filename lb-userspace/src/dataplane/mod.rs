@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `load` | loads the object, creates or adopts the pinned maps |
+//! | `inspect` | what an earlier controller has left: to be adopted, refused or cleared away |
 //! | `sizes` | how large the maps are that the configuration or the host decides on |
 //! | `journeys` | the programs that the entry program goes on to |
 //! | `attach` | attaches to interfaces, replaces the program in place, detaches |
@@ -25,6 +26,7 @@ pub mod collect;
 pub mod connections;
 pub mod explain;
 pub mod fragments;
+mod inspect;
 mod interfaces;
 mod journeys;
 pub mod load;
@@ -34,7 +36,7 @@ pub mod records;
 mod sizes;
 mod sys;
 
-pub use attach::{AttachedMode, detach};
+pub use attach::{AttachedMode, Attachment, detach};
 pub use collect::{Census, Collector, Limits};
 pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::Maps;

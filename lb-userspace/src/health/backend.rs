@@ -23,8 +23,7 @@ impl BackendHealth {
         Self::inherit(id, thresholds, false, now)
     }
 
-    /// A backend that has not been checked yet, with the verdict that a predecessor left in the data plane. It
-    /// stands until the first result.
+    /// A backend that this controller has not checked yet, with the verdict that a predecessor left in the data plane.
     pub fn inherit(id: CheckId, thresholds: Thresholds, healthy: bool, now: Timestamp) -> Self {
         Self {
             id,
@@ -109,7 +108,7 @@ impl BackendHealth {
     /// the first result of the new check, the history stays.
     pub fn recheck(&mut self, thresholds: Thresholds, now: Timestamp) {
         if !self.offline() {
-            self.state = State::inherit(thresholds, self.healthy());
+            self.state = State::provisional(thresholds, self.healthy());
             self.result = CheckResult::not_made(CheckStatus::Unknown, now);
         }
     }

@@ -34,18 +34,25 @@ pub struct State {
     /// How many results up to the last one were like the last one.
     streak: u32,
     healthy: bool,
+    /// Whether `healthy` stands on a result, if only of a predecessor.
+    is_decided: bool,
 }
 
 impl State {
     /// No result yet: level UNKNOWN, not in the rotation.
     pub const fn new(thresholds: Thresholds) -> Self {
-        Self::inherit(thresholds, false)
+        Self::provisional(thresholds, false)
     }
 
-    /// No result yet, but the verdict of a predecessor, which stands until the first result: after a restart the
-    /// rotation does not change before somebody has looked.
+    /// No result yet, but what a predecessor has left in the data plane. Whom it held healthy leaves by `fall` bad
+    /// results in a row, as without the restart; of all others it left no verdict, and the first result decides.
     pub const fn inherit(thresholds: Thresholds, healthy: bool) -> Self {
-        Self { thresholds, recent: 0, known: 0, streak: 0, healthy }
+        Self { is_decided: healthy, ..Self::provisional(thresholds, healthy) }
+    }
+
+    /// No result yet, but the verdict of another check, which stands until the first result.
+    pub const fn provisional(thresholds: Thresholds, healthy: bool) -> Self {
+        Self { thresholds, recent: 0, known: 0, streak: 0, healthy, is_decided: false }
     }
 
     /// The thresholds it goes by.
@@ -60,15 +67,15 @@ impl State {
 
     /// Takes the next result and says how many in a row were like it.
     pub fn observe(&mut self, good: bool) -> u32 {
-        let first = self.known == 0;
-        let again = !first && (self.recent & 1 == 1) == good;
+        let again = self.known > 0 && (self.recent & 1 == 1) == good;
         self.streak = if again { self.streak.saturating_add(1) } else { 1 };
         self.recent = self.recent << 1 | u128::from(good);
         self.known = (self.known + 1).min(u128::BITS);
         let needed = if good { self.thresholds.rise } else { self.thresholds.fall };
-        if first || self.streak >= needed {
+        if !self.is_decided || self.streak >= needed {
             self.healthy = good;
         }
+        self.is_decided = true;
         self.streak
     }
 
@@ -166,13 +173,26 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_verdict_stands_until_the_first_result() {
-        for inherited in [true, false] {
-            let mut state = State::inherit(thresholds(3, 3), inherited);
-            assert_eq!((state.level(), state.healthy()), (Level::Unknown, inherited));
-            state.observe(!inherited);
-            assert_eq!(state.healthy(), !inherited);
+    fn the_verdict_of_another_check_stands_until_the_first_result() {
+        for verdict in [true, false] {
+            let mut state = State::provisional(thresholds(3, 3), verdict);
+            assert_eq!((state.level(), state.healthy()), (Level::Unknown, verdict));
+            state.observe(!verdict);
+            assert_eq!(state.healthy(), !verdict);
         }
+    }
+
+    #[test]
+    fn after_a_restart_it_takes_as_many_failures_as_before() {
+        let mut state = State::inherit(thresholds(3, 3), true);
+        assert_eq!((state.level(), state.healthy()), (Level::Unknown, true));
+        for healthy in [true, true, false] {
+            state.observe(false);
+            assert_eq!(state.healthy(), healthy);
+        }
+        let mut state = State::inherit(thresholds(3, 3), false);
+        state.observe(true);
+        assert!(state.healthy(), "nobody had found it bad: it may not have been checked yet");
     }
 
     #[test]

@@ -155,6 +155,16 @@ impl Lab {
         })
     }
 
+    /// Takes the balancer's interface in the segment of the servers away, as when a virtual card is unplugged.
+    pub fn unplug_balancer(&self) -> Result<()> {
+        self.balancer.run("ip link delete eth0")?.success().map(drop)
+    }
+
+    /// Gives the balancer of a one-arm topology a new interface in place of the one that was unplugged.
+    pub fn plug_balancer(&self) -> Result<()> {
+        self.lan.plug_balancer(&self.balancer, "eth0", &cidr(LAN, BALANCER))
+    }
+
     /// Adds another client to the segment of the servers.
     pub fn add_client(&self, name: &str, number: u8) -> Result<Host> {
         let client = self.net.host(name)?;

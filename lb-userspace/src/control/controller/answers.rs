@@ -50,7 +50,7 @@ impl Controller {
             Question::History { set, backend } => self.book.history(set.as_deref(), backend.as_deref()),
             Question::Events => Answer::Document(self.events.document()),
             Question::Reload => match self.reload().await {
-                Ok(()) => Answer::Document(json!({ "reloaded": true })),
+                Ok(warnings) => Answer::Document(json!({ "reloaded": true, "warnings": warnings })),
                 Err(Refusal::Config(report)) => {
                     Answer::Refused(json!({ "error": "the file was refused", "report": report }))
                 }
@@ -61,6 +61,7 @@ impl Controller {
                     return Answer::NotFound(message);
                 }
                 info!(set, backend, action = action.word(), "life-cycle changed by request");
+                self.note_overrides();
                 self.watch_backends();
                 self.apply().map_or_else(failed, |()| Answer::Document(json!({ "done": true })))
             }
@@ -80,6 +81,7 @@ impl Controller {
             reload_failures: self.reload_failures,
             config: &config,
             attached: &self.attached,
+            lost: &self.lost,
             program_id,
             desired: &self.desired,
             book: &self.book,

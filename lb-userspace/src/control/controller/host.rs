@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tracing::{error, info};
 
 use super::Controller;
-use crate::dataplane;
+use crate::dataplane::{self, Attachment};
 use crate::network::vip::{self, Ours};
 
 impl Controller {
@@ -15,9 +15,10 @@ impl Controller {
         let wanted = self.config.lb.interfaces.clone();
         let mut attached = Vec::new();
         for interface in &wanted {
-            attached.push((interface.clone(), self.dataplane.attach(interface, self.config.lb.xdp_mode)?));
+            attached.push(self.dataplane.attach(interface, self.config.lb.xdp_mode)?);
         }
         self.attached = attached;
+        self.lost.clear();
         for interface in self.dataplane.pinned_interfaces()? {
             if !wanted.contains(&interface) {
                 info!(interface, "detached: the configuration no longer names it");
@@ -25,6 +26,53 @@ impl Controller {
             }
         }
         self.dataplane.settle()
+    }
+
+    /// Notices interfaces that go, and attaches again when one of their name comes.
+    pub(super) fn follow_interfaces(&mut self) {
+        let there = match self.dataplane.refresh_interfaces() {
+            Ok(there) => there,
+            Err(error) => {
+                error!("cannot follow the interfaces of this host: {error:#}");
+                return;
+            }
+        };
+        let mut back = Vec::new();
+        for (place, Attachment { interface, ifindex, .. }) in self.attached.iter().enumerate() {
+            match there.get(interface) {
+                Some(found) if found == ifindex => {}
+                Some(_) => back.push(place),
+                None if self.lost.insert(interface.clone()) => {
+                    error!(
+                        interface,
+                        "is gone: nothing comes in by it until it is back, and attached to again"
+                    );
+                }
+                None => {}
+            }
+        }
+        for place in back {
+            self.attach_again(place);
+        }
+    }
+
+    /// To an interface that was made anew. What fails is tried again a second later, and told once.
+    fn attach_again(&mut self, place: usize) {
+        let interface = self.attached[place].interface.clone();
+        let attached = self.dataplane.attach(&interface, self.config.lb.xdp_mode).and_then(|attachment| {
+            self.attached[place] = attachment;
+            self.assign_vips()
+        });
+        match attached {
+            Ok(Ours { added, .. }) => {
+                self.lost.remove(&interface);
+                tokio::spawn(async move { vip::announce(&added).await });
+            }
+            Err(error) if self.lost.insert(interface.clone()) => {
+                error!(interface, "is another one now, and cannot be attached to: {error:#}");
+            }
+            Err(_) => {}
+        }
     }
 
     /// Adds the VIPs that the host lacks, and removes those the configuration has lost. SNAT addresses too: somebody

@@ -6,6 +6,8 @@ use tracing::{error, info, warn};
 
 use super::{Controller, NEIGHBOUR_WAIT};
 use crate::config::{self, Config};
+use crate::control::overrides::Overrides;
+use crate::instance::Instance;
 use crate::network::next_hop::Resolver;
 use crate::network::vip::{self, Ours};
 
@@ -29,7 +31,7 @@ impl Refusal {
 impl Controller {
     pub(super) async fn reload_or_complain(&mut self) {
         match self.reload().await {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(Refusal::Config(report)) => {
                 warn!("the file was refused, the running configuration stays:\n{report}")
             }
@@ -37,16 +39,18 @@ impl Controller {
         }
     }
 
-    /// Reads the file again. One that is refused, by itself or by the host, changes nothing but what the status says
-    /// of it.
-    pub(super) async fn reload(&mut self) -> Result<(), Refusal> {
+    /// Reads the file again; gives back what is suspicious about it. One that is refused, by itself or by the host,
+    /// changes nothing but what the status says of it.
+    pub(super) async fn reload(&mut self) -> Result<Vec<String>, Refusal> {
         self.service_manager.reloading();
         let switched = match config::load(&self.file) {
             Ok(loaded) => {
-                for warning in &loaded.warnings {
+                let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+                warnings.extend(takes_effect_later(self.dataplane.room, &loaded.config));
+                for warning in &warnings {
                     warn!("{warning}");
                 }
-                self.switch_to(loaded.config).await.map_err(Refusal::Host)
+                self.switch_to(loaded.config).await.map_err(Refusal::Host).map(|()| warnings)
             }
             Err(report) => Err(Refusal::Config(report.to_string())),
         };
@@ -71,6 +75,7 @@ impl Controller {
         }
         if is_changed {
             self.loaded_at = Timestamp::now();
+            self.note_overrides();
         }
         info!("{}", if is_changed { "reloaded" } else { "the file has not changed" });
         Ok(())
@@ -95,4 +100,34 @@ impl Controller {
         self.judge_host_ports();
         Ok(())
     }
+
+    /// Lets the next controller know of the life-cycle changes made at run time.
+    pub(super) fn note_overrides(&self) {
+        if let Err(error) = self.overrides.note(&self.instance.run_dir(), &self.config) {
+            warn!("a restart will forget the life-cycle changes made by request: {error:#}");
+        }
+    }
+}
+
+/// What a reload cannot change.
+fn takes_effect_later(room: u32, config: &Config) -> Option<String> {
+    let wanted = config.lb.max_connections;
+    (wanted != room).then(|| {
+        format!(
+            "lb.max_connections = {wanted}: the maps were made with room for {room} flows and keep it; this takes \
+             effect after `lb detach` and a new start"
+        )
+    })
+}
+
+/// Life-cycle changes that the controller before was asked for. What cannot be read is no reason not to start.
+pub(super) fn recall(instance: &Instance, config: &Config) -> Overrides {
+    let recalled = Overrides::recall(&instance.run_dir(), config).unwrap_or_else(|error| {
+        warn!("life-cycle changes made before the restart are forgotten: {error:#}");
+        Overrides::default()
+    });
+    for backend in recalled.names() {
+        info!(backend, "its life-cycle was changed by request before the restart, and stays so");
+    }
+    recalled
 }

@@ -1,16 +1,15 @@
 //! `assigned.json` in the run directory: the virtual addresses this program has added, or is about to.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::network::Error;
-
-const FILE: &str = "assigned.json";
+use crate::notes::{self, ASSIGNED};
 
 /// Interface names by virtual address.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +21,7 @@ pub(super) struct Record {
 impl Record {
     /// The record in `run_dir`; an empty one if there is none.
     pub(super) fn read(run_dir: &Path) -> Result<Self, Error> {
-        let path = run_dir.join(FILE);
+        let path = run_dir.join(ASSIGNED);
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|source| Error::Corrupt { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -32,26 +31,12 @@ impl Record {
 
     /// Replaces the record in `run_dir` in one step; an empty one is no file.
     pub(super) fn write(&self, run_dir: &Path) -> Result<(), Error> {
-        let path = run_dir.join(FILE);
-        if self.assigned.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::Record { action: "delete", path, source })
-                }
-                _ => Ok(()),
-            };
-        }
-        self.replace(run_dir, &path).map_err(|source| Error::Record { action: "write", path, source })
-    }
-
-    fn replace(&self, run_dir: &Path, path: &PathBuf) -> io::Result<()> {
-        fs::create_dir_all(run_dir)?;
-        let temporary = path.with_extension("json.new");
-        let mut file = File::create(&temporary)?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        let (action, outcome) = if self.assigned.is_empty() {
+            ("delete", notes::remove(run_dir, ASSIGNED))
+        } else {
+            ("write", notes::replace(run_dir, ASSIGNED, self))
+        };
+        outcome.map_err(|source| Error::Record { action, path: run_dir.join(ASSIGNED), source })
     }
 
     pub(super) fn interface(&self, vip: IpAddr) -> Option<&str> {
@@ -73,6 +58,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// A directory of its own for a test, removed afterwards.
@@ -115,7 +102,7 @@ mod tests {
         let dir = Scratch::new("corrupt");
         fs::create_dir_all(&dir.0).expect("a directory");
         for text in ["", "{", r#"{"assigned":{"10.0.1":"eth0"}}"#, r#"{"assigned":{},"more":1}"#] {
-            fs::write(dir.0.join(FILE), text).expect("written");
+            fs::write(dir.0.join(ASSIGNED), text).expect("written");
             let error = Record::read(&dir.0).expect_err(text).to_string();
             assert!(error.contains("assigned.json") && error.contains("delete it"), "{error}");
         }
