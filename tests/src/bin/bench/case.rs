@@ -39,8 +39,8 @@ pub(crate) enum Subject {
 
 impl Subject {
     /// What it is called in the report.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
+    pub(crate) fn name(self) -> String {
+        let name = match self {
             Self::Replay => "replay alone (subtracted from all others)",
             Self::Floor => "parse, swap MACs, XDP_TX (the floor)",
             Self::Lookup => "floor and one LRU lookup (the unit)",
@@ -49,7 +49,18 @@ impl Subject {
             Self::TcpToClient => "established TCP, to the client",
             Self::NewTcp => "new TCP flow, SNAT port and both halves",
             Self::NotOurs => "not ours, to the kernel",
-        }
+        };
+        name.to_owned()
+    }
+
+    /// Whether the packets belong to flows that are known.
+    pub(crate) const fn is_established(self) -> bool {
+        matches!(self, Self::TcpToBackend | Self::UdpToBackend | Self::TcpToClient)
+    }
+
+    /// Whether each packet opens a flow.
+    pub(crate) const fn is_new(self) -> bool {
+        matches!(self, Self::NewTcp)
     }
 
     /// The only right verdict.
@@ -104,6 +115,11 @@ impl Case {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
+    /// Whether the packets meet memory that no cache holds.
+    pub(crate) const fn is_cold(&self) -> bool {
+        self.flows == MANY
+    }
+
     /// The packet of flow 0. That of a backend's answer depends on the flow's SNAT port and is not known here.
     pub(crate) fn packet(&self) -> Packet {
         let Self { family, subject, .. } = *self;
@@ -134,4 +150,4 @@ impl Case {
 /// Flows of a table that stays in the cache.
 const FEW: u32 = 1 << 12;
 /// Flows of a busy table.
-const SOME: u32 = 1 << 16;
+pub(crate) const SOME: u32 = 1 << 16;
