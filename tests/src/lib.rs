@@ -2,5 +2,6 @@
 
 pub mod netns;
 pub mod packets;
+pub mod plane_maps;
 pub mod report;
 pub mod servers;

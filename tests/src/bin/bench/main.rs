@@ -3,10 +3,12 @@
 
 mod balancer;
 mod case;
+mod flows;
 mod measure;
 mod packet;
 mod replay;
 mod report;
+mod service;
 
 use std::path::PathBuf;
 
@@ -38,14 +40,17 @@ fn main() -> Result<()> {
     stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
     let mut bench = Bench::prepare(&options.object)?;
-    let mut measured: Vec<Measured> = Case::all().into_iter().map(|case| (case, Vec::new())).collect();
+    let cases = Case::all(bench.ring());
+    let mut measured: Vec<Measured> = cases.into_iter().map(|case| (case, Vec::new())).collect();
     let mut companion = Replay::load(&options.object)?;
     let mut beside: Vec<Measured> = Case::beside().into_iter().map(|case| (case, Vec::new())).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
+        bench.settle()?;
         for (case, samples) in &mut measured {
             samples.push(bench.measure(case)?);
         }
+        bench.settle()?;
         for ((case, samples), cpu) in beside.iter_mut().zip(cpus.other.into_iter().cycle()) {
             samples.push(bench.measure_beside(case, &mut companion, cpu)?);
         }
