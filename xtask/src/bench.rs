@@ -35,8 +35,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match first.as_str() {
         "report" => command::hand_over(report()?.args(rest)),
         "checks" => checks(rest),
-        "flows" => flows(rest),
-        "reload" => reload(rest),
+        // As many flows as there can be.
+        "flows" => control(&["--only", "flows", "--flows", "16777216", "--rounds", "1"], rest),
+        "reload" => control(&["--only", "reload"], rest),
         _ => bail!(
             "there is no `bench {first}`; there are {}, report, checks, flows and reload",
             Part::ALL.map(Part::name).join(", ")
@@ -117,6 +118,11 @@ impl Part {
     }
 }
 
+/// One piece of what the controller takes.
+fn control(piece: &[&str], arguments: &[String]) -> Result<()> {
+    command::hand_over(Part::Control.command()?.args(piece).args(arguments))
+}
+
 /// The program that puts the parts together.
 fn report() -> Result<Command> {
     let mut report = program("bench_report", &[Group::Build])?;
@@ -145,24 +151,5 @@ fn checks(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build])?;
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
-    command::hand_over(cargo.args(arguments))
-}
-
-/// Runs the example `flow_load` of lb-userspace, optimised: the collector over millions of flows.
-fn flows(arguments: &[String]) -> Result<()> {
-    setup::require_root("bench", "loads programs into the kernel")?;
-    setup::ensure(&[Group::Build])?;
-    let mut cargo = cargo();
-    cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "flow_load", "--"]);
-    command::hand_over(cargo.args(arguments))
-}
-
-/// Runs the binary `reload` of the tests crate against an optimised `lb`: reloads of a large configuration.
-fn reload(arguments: &[String]) -> Result<()> {
-    setup::require_root("bench", "makes network namespaces")?;
-    setup::ensure(&[Group::Build, Group::Test])?;
-    build::lb(true)?;
-    let mut cargo = cargo();
-    cargo.args(["run", "--release", "--package", "lb-tests", "--bin", "reload", "--"]);
     command::hand_over(cargo.args(arguments))
 }
