@@ -7,6 +7,9 @@
 //!
 //! Beside the program of the balancer it calls `floor`, the least that any program does that sends a packet
 //! back, and `lookup`, one lookup in a hash table: the unit in which the cost of others is told.
+//!
+//! `cargo xtask bench guest` has packets go from wire to wire: `send_v4`, repeated with live frames, lays the same headers
+//! and has each frame leave by an interface; `arrive`, attached where they end, counts and drops them.
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
@@ -17,6 +20,7 @@ use core::ptr;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, LruHashMap, ProgramArray};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -50,6 +54,17 @@ static VERDICTS: Array<u64, 8> = Array::new();
 /// What `lookup` finds: filled with the addresses and ports of the flows.
 #[btf_map(name = "unit")]
 static UNIT: LruHashMap<[u32; 4], u64, UNIT_ENTRIES> = LruHashMap::new();
+
+/// The interface that `send_v4` has frames leave by.
+#[btf_map(name = "exit")]
+static EXIT: Array<u32, 1> = Array::new();
+
+/// What `arrive` has counted; then addresses and ports of the last packet, as they stand in it.
+#[btf_map(name = "arrived")]
+static ARRIVED: Array<[u32; 4], 1> = Array::new();
+
+/// IP protocol number.
+const UDP: u32 = 17;
 
 /// Where in a packet the fields are that tell one flow from another, in bytes.
 struct Fields {
@@ -87,6 +102,30 @@ fn replay<const WORDS: usize>(ctx: &XdpContext, fields: &Fields) -> Option<u32> 
     // SAFETY: it points into the map's value; the benchmark runs on one CPU at a time.
     unsafe { *count += 1 };
     Some(verdict)
+}
+
+/// Sends a packet of an IPv4 flow by the interface in `exit`.
+#[xdp(frags)]
+pub(crate) fn send_v4(ctx: XdpContext) -> u32 {
+    send::<WORDS_V4>(&ctx, &FIELDS_V4).unwrap_or(XDP_ABORTED)
+}
+
+#[inline(always)]
+fn send<const WORDS: usize>(ctx: &XdpContext, fields: &Fields) -> Option<u32> {
+    let flow = next_flow()?;
+    lay_headers::<WORDS>(ctx, fields, flow)?;
+    // SAFETY: the helper only notes where the frame goes.
+    Some(unsafe { bpf_redirect(*EXIT.get(0)?, 0) } as u32)
+}
+
+/// Counts and drops UDP; leaves all else, such as ARP and the balancer's checks, to the kernel.
+#[xdp(frags)]
+pub(crate) fn arrive(ctx: XdpContext) -> u32 {
+    let Some([source, destination, ports, UDP]) = parse(&ctx) else { return XDP_PASS };
+    let Some(arrived) = ARRIVED.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: it points into the map's value; the benchmark's machine has one CPU.
+    unsafe { *arrived = [(*arrived)[0] + 1, source, destination, ports] };
+    XDP_DROP
 }
 
 /// Takes a flow, all of them in turn but in an order that no cache foresees: a linear congruential generator of

@@ -1,5 +1,7 @@
-//! The harnesses of the packet tests and of the end-to-end tests.
+//! The harnesses of the packet tests, of the end-to-end tests and of the benchmark.
 
 pub mod netns;
 pub mod packets;
+pub mod plane_maps;
+pub mod report;
 pub mod servers;

@@ -1,34 +1,149 @@
 //! `cargo xtask bench`.
 
+use std::path::PathBuf;
 use std::process::Command;
+use std::{fs, io};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail, ensure};
 use xtask::cargo::cargo;
-use xtask::{command, ebpf, target_dir};
+use xtask::{command, ebpf, target_dir, workspace};
 
 use crate::build;
 use crate::setup::{self, Group};
 
-/// Measures the part that the first argument names, else the packet path; the other arguments are the part's own.
+/// A part of the report: a program that writes what it measured as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// What a packet costs inside of the program.
+    Packet,
+    /// What goes through a balancer, beside others.
+    E2e,
+    /// Instructions for a packet from wire to wire, in a virtual machine.
+    Guest,
+    /// What the controller takes.
+    Control,
+}
+
+/// Measures the part that the first argument names, with the other arguments; without one, all parts of the report.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    match arguments.split_first() {
-        Some((part, rest)) if part == "checks" => checks(rest),
-        Some((part, rest)) if part == "flows" => flows(rest),
-        Some((part, rest)) if part == "reload" => reload(rest),
-        _ => packets(arguments),
+    let Some((first, rest)) = arguments.split_first().filter(|(first, _)| !first.starts_with('-')) else {
+        return all(arguments);
+    };
+    if let Some(part) = Part::ALL.iter().find(|part| part.name() == first) {
+        return command::hand_over(part.command()?.args(rest));
+    }
+    match first.as_str() {
+        "report" => command::hand_over(report()?.args(rest)),
+        "checks" => checks(rest),
+        // As many flows as there can be.
+        "flows" => control(&["--only", "flows", "--flows", "16777216", "--rounds", "1"], rest),
+        "reload" => control(&["--only", "reload"], rest),
+        _ => bail!(
+            "there is no `bench {first}`; there are {}, report, checks, flows and reload",
+            Part::ALL.map(Part::name).join(", ")
+        ),
     }
 }
 
-/// Runs the binary `bench` of the tests crate. It is not optimised, which does not matter: what it measures is the
-/// eBPF programs, inside of the kernel.
-fn packets(arguments: &[String]) -> Result<()> {
-    setup::require_root("bench", "loads programs into the kernel")?;
-    setup::ensure(&[Group::Build])?;
-    let object = ebpf::build("bench")?;
-    build::lb(false)?;
-    let mut bench = Command::new(target_dir().join("debug/bench"));
-    let report = target_dir().join("bench/report.json");
-    command::hand_over(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
+/// Measures all parts, one after the other, and puts them together. A part that fails keeps none of the others from being
+/// measured, and is missing in the report.
+fn all(arguments: &[String]) -> Result<()> {
+    let saves = matches!(arguments, [] | [_]) && arguments.iter().all(|one| one.starts_with("--save="))
+        || matches!(arguments, [save, _] if save == "--save");
+    ensure!(
+        saves,
+        "`cargo xtask bench` takes only `--save FOLDER`; other options belong to a part, as in `cargo xtask bench packet --help`"
+    );
+    let mut failed = Vec::new();
+    for part in Part::ALL {
+        // What an earlier run has left would pass for what this one measured.
+        match fs::remove_file(part.report()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", part.report().display()));
+            }
+            _ => {}
+        }
+        if let Err(error) = part.command().and_then(|mut part| command::run(part.args(arguments))) {
+            eprintln!("bench: {error:#}");
+            failed.push(part.name());
+        }
+    }
+    command::run(report()?.args(arguments))?;
+    ensure!(failed.is_empty(), "these parts failed, see above: {}", failed.join(", "));
+    Ok(())
+}
+
+impl Part {
+    /// In the order they run in.
+    const ALL: [Self; 4] = [Self::Packet, Self::E2e, Self::Guest, Self::Control];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::E2e => "e2e",
+            Self::Guest => "guest",
+            Self::Control => "control",
+        }
+    }
+
+    /// Where it writes what it measured.
+    fn report(self) -> PathBuf {
+        reports().join(self.name()).with_extension("json")
+    }
+
+    /// Builds it; returns the command that runs it, to which options may be added.
+    fn command(self) -> Result<Command> {
+        setup::require_root("bench", "loads programs into the kernel and makes network namespaces")?;
+        let mut command = match self {
+            Self::Packet => {
+                let mut packet = program("bench", &[Group::Build])?;
+                packet.arg("--object").arg(ebpf::build("bench")?);
+                packet
+            }
+            Self::E2e => {
+                let mut e2e = program("e2e_bench", &[Group::Build, Group::Test, Group::Bench])?;
+                e2e.arg("--object").arg(ebpf::build("traffic")?);
+                e2e
+            }
+            Self::Guest => {
+                let mut guest = program("guest_bench", &[Group::Build, Group::Bench, Group::Kernels])?;
+                guest.arg("--object").arg(ebpf::build("bench")?);
+                guest.arg("--boot").arg(workspace().join("tests/kernels/boot"));
+                guest
+            }
+            Self::Control => program("control_bench", &[Group::Build, Group::Test])?,
+        };
+        command.arg("--report").arg(self.report());
+        Ok(command)
+    }
+}
+
+/// One piece of what the controller takes.
+fn control(piece: &[&str], arguments: &[String]) -> Result<()> {
+    command::hand_over(Part::Control.command()?.args(piece).args(arguments))
+}
+
+/// The program that puts the parts together.
+fn report() -> Result<Command> {
+    let mut report = program("bench_report", &[Group::Build])?;
+    report.arg("--parts").arg(reports());
+    Ok(report)
+}
+
+/// Where the parts write what they measured.
+fn reports() -> PathBuf {
+    target_dir().join("bench")
+}
+
+/// Installs what is needed, builds `lb` and a program of the tests crate, optimised, and returns the command that runs it.
+fn program(name: &str, needs: &[Group]) -> Result<Command> {
+    setup::ensure(needs)?;
+    let lb = build::lb(true)?;
+    let path = lb.with_file_name(name);
+    ensure!(path.is_file(), "there is no program at {}", path.display());
+    let mut command = Command::new(path);
+    command.env("LB_BIN", lb);
+    Ok(command)
 }
 
 /// Runs the example `health_load` of lb-userspace, optimised: many health checks against servers on loopback.
@@ -36,24 +151,5 @@ fn checks(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Group::Build])?;
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
-    command::hand_over(cargo.args(arguments))
-}
-
-/// Runs the example `flow_load` of lb-userspace, optimised: the collector over millions of flows.
-fn flows(arguments: &[String]) -> Result<()> {
-    setup::require_root("bench", "loads programs into the kernel")?;
-    setup::ensure(&[Group::Build])?;
-    let mut cargo = cargo();
-    cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "flow_load", "--"]);
-    command::hand_over(cargo.args(arguments))
-}
-
-/// Runs the binary `reload` of the tests crate against an optimised `lb`: reloads of a large configuration.
-fn reload(arguments: &[String]) -> Result<()> {
-    setup::require_root("bench", "makes network namespaces")?;
-    setup::ensure(&[Group::Build, Group::Test])?;
-    build::lb(true)?;
-    let mut cargo = cargo();
-    cargo.args(["run", "--release", "--package", "lb-tests", "--bin", "reload", "--"]);
     command::hand_over(cargo.args(arguments))
 }

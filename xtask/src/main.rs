@@ -37,8 +37,8 @@ enum Verb {
     Test(PassOn),
     /// Load the program and run the packet tests on older kernels, in virtual machines, and on this one.
     Kernels(PassOn),
-    /// Measure the packet path: ns per packet beside a floor and a map lookup (needs root). `bench checks`: what
-    /// 10,000 health checks cost.
+    /// Measure all parts of the report (needs root), or the one that is named: `bench packet`, `e2e`, `guest`, `control`;
+    /// `bench report` puts together what was measured. Beside them: `bench checks`, `flows`, `reload`.
     Bench(PassOn),
 }
 

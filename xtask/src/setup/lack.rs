@@ -32,6 +32,10 @@ const TEST_TOOLS: &[Tool] = &[
     ("traceroute", "traceroute"),
 ];
 
+/// What the benchmark measures lb against, and sets it up with.
+const BENCH_TOOLS: &[Tool] =
+    &[("ethtool", "ethtool"), ("ip", "iproute2"), ("ipvsadm", "ipvsadm"), ("nft", "nftables")];
+
 const PACKAGE_TOOLS: &[Tool] = &[
     ("adduser", "adduser"),
     ("dpkg-deb", "dpkg"),
@@ -88,6 +92,7 @@ impl Lack {
                     lack.cargo_deb = package::find_cargo_deb().is_none();
                 }
                 Group::Kernels => lack.look_for_kernels(),
+                Group::Bench => lack.look_for(BENCH_TOOLS),
             }
         }
         Ok(lack)

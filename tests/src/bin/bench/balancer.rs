@@ -1,15 +1,19 @@
-//! The balancer under test: the real program, with a listener and backends of each family.
+//! The balancer under test: the real program, with listeners and backends of each family.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
+use ipnet::IpNet;
 use lb_common::listener::Vip;
 use lb_common::{
-    Backend, Counters, Listener, ListenerKey, MaglevTable, NextHop, PROTO_TCP, PROTO_UDP, Settings,
+    Backend, Counters, Drops, Listener, ListenerKey, MaglevTable, NextHop, PROTO_TCP, PROTO_UDP, Settings,
+    SourceKey,
 };
 use lb_userspace::dataplane::maglev::{self, Member};
+use lb_userspace::dataplane::maps::Source;
 use lb_userspace::dataplane::{Dataplane, LoadOptions};
 
 use crate::packet::{Family, NEIGHBOUR, OWN, Packet, destination_of, source_of};
+use crate::service::Service;
 
 /// Enough for a million flows: each has 64,512 ports.
 const BACKENDS: u8 = 32;
@@ -26,7 +30,7 @@ const LAST_PORT: u16 = 65_535;
 
 /// The loaded data plane and what it was told.
 pub(crate) struct Balancer {
-    dataplane: Dataplane,
+    pub(crate) dataplane: Dataplane,
     /// The Maglev table of each family.
     tables: Vec<Box<MaglevTable>>,
 }
@@ -48,22 +52,30 @@ impl Balancer {
         Ok(self.dataplane.program()?.fd()?.try_clone()?)
     }
 
-    /// What the listener of a family has counted.
-    pub(crate) fn counters(&self, family: Family) -> Result<Counters> {
-        self.dataplane.maps.listener_counters(family as u32)
+    /// What a listener has counted.
+    pub(crate) fn counters(&self, family: Family, service: Service) -> Result<Counters> {
+        self.dataplane.maps.listener_counters(listener_id(family, service))
+    }
+
+    /// What a listener has dropped or noted, and why.
+    pub(crate) fn drops(&self, family: Family, service: Service) -> Result<Drops> {
+        self.dataplane.maps.drops(Some(listener_id(family, service)))
     }
 
     /// What has to come out of the balancer when this packet of a client goes in. The SNAT port is the
     /// balancer's choice, so that is taken from the output, if it is one that may be chosen.
-    pub(crate) fn to_backend(&self, input: &Packet, output: &[u8]) -> Result<Packet> {
+    pub(crate) fn to_backend(&self, input: &Packet, output: &[u8], service: Service) -> Result<Packet> {
         let family = input.family();
         let id = self.tables[family as usize][input.slot(Listener::FIVE_TUPLE)];
-        let port = source_of(output, family)?.port();
-        ensure!((FIRST_PORT..=LAST_PORT).contains(&port) && port != family.vip().port(), "SNAT port {port}");
         let mut expected = *input;
+        if service.translates_source() {
+            let port = source_of(output, family)?.port();
+            let is_ours = Service::ALL.iter().any(|service| service.port() == port);
+            ensure!((FIRST_PORT..=LAST_PORT).contains(&port) && !is_ours, "SNAT port {port}");
+            expected.source = (family.vip(service).ip(), port).into();
+        }
         expected.from = OWN;
         expected.to = BACKEND_MAC;
-        expected.source = (family.vip().ip(), port).into();
         expected.destination =
             family.backend(number(family, id).context("the table holds an unknown backend")?);
         expected.ttl -= 1;
@@ -72,11 +84,11 @@ impl Balancer {
 
     /// What has to come out of the balancer when this answer of a backend goes in. The flow it belongs to is
     /// flow 0.
-    pub(crate) fn to_client(input: &Packet) -> Packet {
+    pub(crate) fn to_client(input: &Packet, service: Service) -> Packet {
         let mut expected = *input;
         (expected.from, expected.to) = (OWN, NEIGHBOUR);
-        expected.source = input.family().vip();
-        expected.destination = input.family().client();
+        expected.source = input.family().vip(service);
+        expected.destination = input.family().client(service);
         expected.ttl -= 1;
         expected
     }
@@ -88,16 +100,24 @@ impl Balancer {
     }
 }
 
-/// Writes the listener and the backends of a family into the maps; returns the Maglev table.
+/// Writes the listeners and the backends of a family into the maps; returns the Maglev table.
 fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
     let set = family as u32;
-    let listener = Listener { id: set, set, ..Listener::default() };
-    dataplane.maps.set_vip(&family.vip().ip().into(), Vip::LISTENS)?;
-    for protocol in [PROTO_TCP, PROTO_UDP] {
-        let vip = family.vip();
-        let key = ListenerKey { address: vip.ip().into(), port: vip.port(), protocol, _pad: 0 };
-        dataplane.maps.set_listener(&key, &listener)?;
+    dataplane.maps.set_vip(&family.vip(Service::Always).ip().into(), Vip::LISTENS)?;
+    for service in Service::ALL {
+        let id = listener_id(family, service);
+        let flags = if service == Service::Denying { Listener::SOURCE_RULES } else { 0 };
+        let listener = Listener { id, set, snat: service.snat(), flags, ..Listener::default() };
+        for protocol in [PROTO_TCP, PROTO_UDP] {
+            let vip = family.vip(service);
+            let key = ListenerKey { address: vip.ip().into(), port: vip.port(), protocol, _pad: 0 };
+            dataplane.maps.set_listener(&key, &listener)?;
+        }
     }
+    let (clients, length) = family.clients();
+    let denied =
+        Source { listener: listener_id(family, Service::Denying), prefix: IpNet::new(clients, length)? };
+    dataplane.maps.set_source_rule(denied, SourceKey::DENY)?;
     let mut members = Vec::new();
     for number in 1..=BACKENDS {
         let (id, address) = (id(family, number), family.backend(number));
@@ -114,6 +134,11 @@ fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
     }
     dataplane.maps.set_tables(&[(set, &members)])?;
     Ok(maglev::build(&members))
+}
+
+/// The id of a family's listener.
+const fn listener_id(family: Family, service: Service) -> u32 {
+    family as u32 * Service::ALL.len() as u32 + service as u32
 }
 
 /// The id of a family's backend.

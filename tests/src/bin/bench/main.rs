@@ -1,19 +1,20 @@
-//! `cargo xtask bench`: what a packet costs, in nanoseconds, beside the least it could cost and beside one map
+//! `cargo xtask bench packet`: what a packet costs, in nanoseconds, beside the least it could cost and beside one map
 //! lookup, all measured in the same rounds on one CPU (BPF_PROG_TEST_RUN).
 
 mod balancer;
 mod case;
-mod chart;
+mod flows;
 mod measure;
 mod packet;
 mod replay;
 mod report;
+mod service;
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
+use lb_tests::report::Output;
 
 use crate::case::Case;
 use crate::measure::{Bench, Cpus, stay_on};
@@ -21,7 +22,7 @@ use crate::replay::Replay;
 use crate::report::{Measured, Report};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask bench", about = "Measures what a packet costs")]
+#[command(name = "cargo xtask bench packet", about = "Measures what a packet costs")]
 struct Options {
     /// How often everything is measured.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
@@ -29,12 +30,8 @@ struct Options {
     /// The eBPF object with the replaying programs.
     #[arg(long)]
     object: PathBuf,
-    /// Where to write the report, as JSON.
-    #[arg(long)]
-    report: PathBuf,
-    /// A folder to keep the report in besides, as Markdown with a chart.
-    #[arg(long, value_name = "FOLDER")]
-    save: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn main() -> Result<()> {
@@ -43,30 +40,22 @@ fn main() -> Result<()> {
     stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
     let mut bench = Bench::prepare(&options.object)?;
-    let mut measured: Vec<Measured> = Case::all().into_iter().map(|case| (case, Vec::new())).collect();
+    let cases = Case::all(bench.ring());
+    let mut measured: Vec<Measured> = cases.into_iter().map(|case| (case, Vec::new())).collect();
     let mut companion = Replay::load(&options.object)?;
     let mut beside: Vec<Measured> = Case::beside().into_iter().map(|case| (case, Vec::new())).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
+        bench.settle()?;
         for (case, samples) in &mut measured {
             samples.push(bench.measure(case)?);
         }
+        bench.settle()?;
         for ((case, samples), cpu) in beside.iter_mut().zip(cpus.other.into_iter().cycle()) {
             samples.push(bench.measure_beside(case, &mut companion, cpu)?);
         }
     }
     let report = Report::new(&measured, &beside);
     println!("\n{report}");
-    let path = &options.report;
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    fs::write(path, serde_json::to_string_pretty(&report)?)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("every sample: {}", path.display());
-    if let Some(folder) = &options.save {
-        report.save(folder)?;
-        println!("kept in {}", folder.display());
-    }
-    Ok(())
+    options.output.write(&report)
 }

@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::programs::ProgramFd;
-use lb_common::{Counters, Traffic};
+use lb_common::{Counters, Reason, Traffic};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::balancer::Balancer;
 use crate::case::{Case, MANY, Subject};
-use crate::packet::{Family, Packet, Payload};
+use crate::flows::Flows;
+use crate::packet::{Family, Packet, Payload, Transport};
 use crate::replay::Replay;
+use crate::service::Service;
 
 /// Length of the Ethernet header, which counters leave out.
 const ETHERNET: u64 = 14;
@@ -21,108 +22,171 @@ const ETHERNET: u64 = 14;
 /// Packets looked at one by one before and after a run.
 const SAMPLES: u32 = 16;
 
+/// Packets of one flow after which a CPU uses its cache again, though too many flows had made it give up.
+const SETTLED: u32 = 3 << 20;
+
 /// Everything that is loaded.
 pub(crate) struct Bench {
     replay: Replay,
     /// Holds a million established flows of each family.
-    established: Balancer,
-    /// A backend's answer in flow 0, for each family.
-    answers: Vec<Packet>,
+    balancer: Balancer,
+    /// Where it holds them.
+    flows: Flows,
+    /// A backend's answer in flow 0.
+    answers: Vec<(Case, Packet)>,
 }
 
 impl Bench {
     /// Loads the programs and establishes the flows.
     pub(crate) fn prepare(object: &Path) -> Result<Self> {
         let mut replay = Replay::load(object)?;
-        let lookup = Case { subject: Subject::Lookup, family: Family::V4, flows: MANY };
+        let lookup = Case::repeated(Subject::Lookup, Family::V4, MANY);
         replay.fill_unit(&lookup.packet(), MANY)?;
-        let mut established = Balancer::load(MANY + MANY / 8)?;
-        replay.aim(&established.program()?)?;
+        let mut balancer = Balancer::load(MANY + MANY / 8)?;
+        replay.aim(&balancer.program()?)?;
         let mut answers = Vec::new();
         for family in Family::ALL {
-            answers.push(establish(&mut replay, &established, family)?);
+            answers.extend(establish(&mut replay, &balancer, family)?);
         }
-        Ok(Self { replay, established, answers })
+        let flows = Flows::of(&mut balancer)?;
+        Ok(Self { replay, balancer, flows, answers })
+    }
+
+    /// Slots for half-open flows on a CPU.
+    pub(crate) fn ring(&self) -> u32 {
+        self.flows.ring()
+    }
+
+    /// Has the CPU forget that there were more flows than it has a cache for.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.replay.aim(&self.balancer.program()?)?;
+        for family in Family::ALL {
+            let case = Case::repeated(Subject::ToBackend(Transport::Tcp, Service::Always), family, 1);
+            self.replay.run(&case.packet(), 1, SETTLED)?;
+        }
+        Ok(())
     }
 
     /// Measures a case once: nanoseconds for a packet, replaying included.
     pub(crate) fn measure(&mut self, case: &Case) -> Result<f64> {
-        self.measure_verified(case).with_context(|| format!("{} ({case:?})", case.subject.name()))
+        let measured = if case.subject.is_new() { self.measure_new(case) } else { self.measure_again(case) };
+        measured.with_context(|| format!("{} ({case:?})", case.subject.name()))
     }
 
-    fn measure_verified(&mut self, case: &Case) -> Result<f64> {
-        let mut fresh = None;
-        let (program, balancer): (ProgramFd, &Balancer) = match (case.subject.program(), case.subject) {
-            (Some(name), _) => (self.replay.program(name)?, &self.established),
-            (None, Subject::NewTcp) => {
-                let fresh = fresh.insert(Balancer::load(case.flows + case.flows / 8)?);
-                (fresh.program()?, fresh)
-            }
-            (None, _) => (self.established.program()?, &self.established),
+    /// A case of which nothing remains.
+    fn measure_again(&mut self, case: &Case) -> Result<f64> {
+        let Self { replay, balancer, answers, .. } = self;
+        let program = match case.subject.program() {
+            Some(name) => replay.program(name)?,
+            None => balancer.program()?,
         };
-        self.replay.aim(&program)?;
-        let packet = match case.subject {
-            Subject::TcpToClient => self.answers[case.family as usize],
-            _ => case.packet(),
-        };
-        if case.subject != Subject::NewTcp {
-            check_packets(&mut self.replay, balancer, case, &packet)?;
-        }
+        replay.aim(&program)?;
+        let answer = answers.iter().find(|(other, _)| other == case).map(|(_, answer)| *answer);
+        let packet = answer.unwrap_or_else(|| case.packet());
+        check_packets(replay, balancer, case, &packet)?;
         let mut nanoseconds = f64::INFINITY;
         for _ in 0..case.attempts() {
-            nanoseconds = nanoseconds.min(timed_run(&mut self.replay, balancer, case, &packet)?);
+            nanoseconds = nanoseconds.min(timed_run(replay, balancer, case, &packet)?);
         }
-        check_packets(&mut self.replay, balancer, case, &packet)?;
+        check_packets(replay, balancer, case, &packet)?;
+        Ok(nanoseconds)
+    }
+
+    /// A case that opens flows, beside those that are there. They are taken away again.
+    fn measure_new(&mut self, case: &Case) -> Result<f64> {
+        let Self { replay, balancer, flows, .. } = self;
+        replay.aim(&balancer.program()?)?;
+        let packet = case.packet();
+        flows.empty_rings(case.family)?;
+        if case.subject == Subject::SynFlood {
+            // As many as the ring has slots: from now on each that comes is one too many.
+            replay.run(&packet, case.flows, case.packets)?;
+        }
+        let nanoseconds = timed_run(replay, balancer, case, &packet)?;
+        if case.subject != Subject::SynFlood {
+            check_packets(replay, balancer, case, &packet)?;
+        }
+        flows.remove(&packet, case.flows)?;
         Ok(nanoseconds)
     }
 }
 
-/// Makes a million TCP flows of a family and one of UDP, and returns the answer of
-/// a backend in the first of them.
-fn establish(replay: &mut Replay, balancer: &Balancer, family: Family) -> Result<Packet> {
-    let packet = |payload| Packet::new(family.client(), family.vip(), payload);
-    // Picked up in the middle: of a million SYNs, the ring of half-open flows would let most go before their ACK.
-    replay.run(&packet(Payload::TcpAck), MANY, MANY)?;
-    replay.run(&packet(Payload::Udp), 1, 1)?;
-    let made = balancer.counters(family)?.new_flows;
-    ensure!(made == u64::from(MANY) + 1, "{made} flows were made, {} were expected", MANY + 1);
-    let first = packet(Payload::TcpAck);
-    Balancer::answer(&first, &replay.run(&first, 1, 1)?.output)
+/// Makes the flows of a family: a million of TCP through one listener, one of each kind through the others. Returns the
+/// cases of answers, with the answer of a backend in flow 0.
+fn establish(replay: &mut Replay, balancer: &Balancer, family: Family) -> Result<Vec<(Case, Packet)>> {
+    let mut answers = Vec::new();
+    for service in [Service::Always, Service::Auto, Service::Never] {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            // Picked up in the middle: of a million SYNs, the ring of half-open flows would let most go before their ACK.
+            let payload = if transport == Transport::Tcp { Payload::TcpAck } else { Payload::Udp };
+            let packet = Packet::new(family.client(service), family.vip(service), payload);
+            let flows = if (service, transport) == (Service::Always, Transport::Tcp) { MANY } else { 1 };
+            let before = balancer.counters(family, service)?.new_flows;
+            replay.run(&packet, flows, flows)?;
+            let made = balancer.counters(family, service)?.new_flows - before;
+            ensure!(made == u64::from(flows), "{made} flows were made, {flows} were expected");
+            let output = replay.run(&packet, 1, 1)?.output;
+            let case = Case::repeated(Subject::ToClient(transport, service), family, 1);
+            answers.push((case, Balancer::answer(&packet, &output)?));
+        }
+    }
+    Ok(answers)
 }
 
 /// Runs a case, and checks every verdict and what the balancer counted meanwhile.
 fn timed_run(replay: &mut Replay, balancer: &Balancer, case: &Case, packet: &Packet) -> Result<f64> {
-    let before = balancer.counters(case.family)?;
-    let run = replay.run(packet, case.flows, case.packets())?;
-    let after = balancer.counters(case.family)?;
+    let service = case.subject.service();
+    let before = (balancer.counters(case.family, service)?, balancer.drops(case.family, service)?);
+    let run = replay.run(packet, case.flows, case.packets)?;
+    let after = (balancer.counters(case.family, service)?, balancer.drops(case.family, service)?);
     let right = run.verdicts.get(case.subject.verdict() as usize).copied().unwrap_or_default();
     ensure!(
-        right == u64::from(case.packets()),
+        right == u64::from(case.packets),
         "of {} packets, {right} had the right verdict, {:?}; how often each number was given: {:?}",
-        case.packets(),
+        case.packets,
         case.subject.verdict(),
         run.verdicts
     );
-    let (counted, expected) = (difference(&after, &before), expected_counters(case));
+    let (counted, expected) = (difference(&after.0, &before.0), expected_counters(case));
     ensure!(counted == expected, "the balancer counted {counted:?}, expected was {expected:?}");
+    let expected = expected_reason(case.subject);
+    for reason in Reason::ALL {
+        let counted = after.1.get(*reason) - before.1.get(*reason);
+        let expected = if expected == Some(*reason) { u64::from(case.packets) } else { 0 };
+        ensure!(
+            counted == expected,
+            "{} was counted {counted} times, expected was {expected}",
+            reason.name()
+        );
+    }
     Ok(run.nanoseconds)
 }
 
 /// What the listener has to count in a run.
 fn expected_counters(case: &Case) -> Counters {
-    let packets = u64::from(case.packets());
+    let packets = u64::from(case.packets);
     let traffic = Traffic { packets, bytes: packets * (case.family.frame_length() as u64 - ETHERNET) };
     let mut expected = Counters::default();
     match case.subject {
-        Subject::Replay | Subject::Floor | Subject::Lookup | Subject::NotOurs => {}
-        Subject::TcpToBackend | Subject::UdpToBackend => expected.to_backend = traffic,
-        Subject::TcpToClient => expected.to_client = traffic,
-        Subject::NewTcp => {
+        Subject::ToBackend(..) => expected.to_backend = traffic,
+        Subject::ToClient(..) => expected.to_client = traffic,
+        Subject::New(_) | Subject::SynFlood => {
             expected.to_backend = traffic;
             expected.new_flows = packets;
         }
+        _ => {}
     }
     expected
+}
+
+/// What the listener has to count for each packet, beside traffic.
+const fn expected_reason(subject: Subject) -> Option<Reason> {
+    match subject {
+        Subject::SynFlood => Some(Reason::HalfOpenEvicted),
+        Subject::Denied => Some(Reason::SourceDenied),
+        Subject::Malformed => Some(Reason::Malformed),
+        _ => None,
+    }
 }
 
 fn difference(after: &Counters, before: &Counters) -> Counters {
@@ -145,12 +209,13 @@ fn check_packets(replay: &mut Replay, balancer: &Balancer, case: &Case, packet: 
         let output = replay.run(packet, case.flows, 1)?.output;
         let mut expected = input;
         match case.subject {
-            Subject::Replay | Subject::Lookup | Subject::NotOurs => {}
             Subject::Floor => (expected.from, expected.to) = (input.to, input.from),
-            Subject::TcpToBackend | Subject::UdpToBackend | Subject::NewTcp => {
-                expected = balancer.to_backend(&input, &output)?;
+            Subject::ToBackend(_, service) => expected = balancer.to_backend(&input, &output, service)?,
+            Subject::New(_) | Subject::SynFlood => {
+                expected = balancer.to_backend(&input, &output, Service::Always)?;
             }
-            Subject::TcpToClient => expected = Balancer::to_client(&input),
+            Subject::ToClient(_, service) => expected = Balancer::to_client(&input, service),
+            _ => {}
         }
         let expected = expected.bytes()?;
         ensure!(
@@ -191,7 +256,7 @@ impl Bench {
     /// packet, replaying included. `companion` is a replay that nobody else uses.
     pub(crate) fn measure_beside(&mut self, case: &Case, companion: &mut Replay, cpu: usize) -> Result<f64> {
         let packet = case.packet();
-        let program = self.established.program()?;
+        let program = self.balancer.program()?;
         self.replay.aim(&program)?;
         companion.aim(&program)?;
         let (begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -210,7 +275,7 @@ impl Bench {
             let mut nanoseconds = f64::INFINITY;
             let mut measured = Ok(());
             for _ in 0..case.attempts() {
-                match self.replay.run(&packet, case.flows, case.packets()) {
+                match self.replay.run(&packet, case.flows, case.packets) {
                     Ok(run) => nanoseconds = nanoseconds.min(run.nanoseconds),
                     Err(error) => measured = Err(error),
                 }

@@ -9,6 +9,11 @@ use etherparse::{
 use lb_common::{Addr4, Addr6, Address, FlowKey, PROTO_TCP, PROTO_UDP, hash};
 use serde::Serialize;
 
+use crate::service::Service;
+
+/// Offset of the header's own length in a TCP header, whose upper half it is.
+const TCP_DATA_OFFSET: usize = 12;
+
 /// The MAC address of whoever sends what is replayed.
 pub(crate) const NEIGHBOUR: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The MAC address of the balancer.
@@ -44,14 +49,38 @@ impl Family {
         }
     }
 
-    /// The listener.
-    pub(crate) fn vip(self) -> SocketAddr {
-        (self.address(0, 100), 80).into()
+    /// A listener.
+    pub(crate) fn vip(self, service: Service) -> SocketAddr {
+        (self.address(0, 100), service.port()).into()
     }
 
     /// The client of flow 0. The others have the following addresses and ports.
-    pub(crate) fn client(self) -> SocketAddr {
-        (self.address(9, 0), 20_000).into()
+    pub(crate) fn client(self, service: Service) -> SocketAddr {
+        (self.address(9, 0), service.client_port()).into()
+    }
+
+    /// The same for flows that are opened while this is measured.
+    pub(crate) fn newcomer(self) -> SocketAddr {
+        (self.address(9, 0), 30_000).into()
+    }
+
+    /// The same for flows that are opened in a flood.
+    pub(crate) fn flooder(self) -> SocketAddr {
+        (self.address(9, 0), 40_000).into()
+    }
+
+    /// A client without a flow.
+    pub(crate) fn stranger(self) -> SocketAddr {
+        (self.address(9, 0), 50_000).into()
+    }
+
+    /// The network of all clients.
+    pub(crate) fn clients(self) -> (IpAddr, u8) {
+        let length = match self {
+            Self::V4 => 16,
+            Self::V6 => 64,
+        };
+        (self.address(9, 0), length)
     }
 
     /// A backend.
@@ -64,11 +93,36 @@ impl Family {
         (self.address(0, 200), 80).into()
     }
 
+    /// Where the header of TCP or UDP begins in a frame.
+    const fn transport_offset(self) -> usize {
+        match self {
+            Self::V4 => 34,
+            Self::V6 => 54,
+        }
+    }
+
     /// An address by its network and its host number.
     fn address(self, network: u8, host: u8) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::new(10, network, 0, host).into(),
             Self::V6 => Ipv6Addr::new(0xfd00, 0, 0, network.into(), 0, 0, 0, host.into()).into(),
+        }
+    }
+}
+
+/// What flows are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    /// What it is called.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
         }
     }
 }
@@ -80,6 +134,8 @@ pub(crate) enum Payload {
     TcpSyn,
     /// A later one.
     TcpAck,
+    /// One whose header is shorter than any can be.
+    TcpMalformed,
     /// A datagram.
     Udp,
 }
@@ -88,7 +144,7 @@ impl Payload {
     /// IP protocol number.
     pub(crate) const fn protocol(self) -> u8 {
         match self {
-            Self::TcpSyn | Self::TcpAck => PROTO_TCP,
+            Self::TcpSyn | Self::TcpAck | Self::TcpMalformed => PROTO_TCP,
             Self::Udp => PROTO_UDP,
         }
     }
@@ -144,7 +200,8 @@ impl Packet {
         slot as usize
     }
 
-    const fn key<A: Address>(&self, source: A, destination: A) -> FlowKey<A> {
+    /// The key of its flow.
+    pub(crate) const fn key<A: Address>(&self, source: A, destination: A) -> FlowKey<A> {
         FlowKey {
             source,
             destination,
@@ -168,11 +225,11 @@ impl Packet {
                 data.resize(length - udp.size(0), b'.');
                 udp.write(&mut frame, &data)
             }
-            Payload::TcpSyn | Payload::TcpAck => {
+            Payload::TcpSyn | Payload::TcpAck | Payload::TcpMalformed => {
                 let mut header =
                     TcpHeader::new(self.source.port(), self.destination.port(), 1_000_000, 64_000);
                 header.syn = self.payload == Payload::TcpSyn;
-                header.ack = self.payload == Payload::TcpAck;
+                header.ack = self.payload != Payload::TcpSyn;
                 header.acknowledgment_number =
                     filling.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
                 let tcp = ip.tcp_header(header);
@@ -181,6 +238,10 @@ impl Packet {
             }
         }
         .context("cannot build a packet")?;
+        if self.payload == Payload::TcpMalformed {
+            // The program does not look at the checksum, and nobody else gets it.
+            frame[self.family().transport_offset() + TCP_DATA_OFFSET] = 2 << 4;
+        }
         Ok(frame)
     }
 

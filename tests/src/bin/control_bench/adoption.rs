@@ -1,0 +1,86 @@
+//! A new controller that takes over maps with many flows.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Map, MapData};
+use lb_common::{Addr4, Flow, FlowKey};
+use lb_tests::netns::{Config, Family, Lab, Lb, traffic, wait};
+
+use crate::flows::{AHEAD, Connections, fill, like};
+use crate::idle;
+use crate::report::Report;
+
+/// How long anything may take before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The port of both echo services.
+const ECHO: u16 = 7;
+
+type Half = (FlowKey<Addr4>, Flow<Addr4>);
+
+/// Measures with so many flows, all of which have to be there before and after.
+pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let family = Family::V4;
+    let config = Config { interval_ms: 1000, ..Config::new(&lab, family) }.to_string();
+    let config = config.replacen("[lb]\n", &format!("[lb]\nmax_connections = {}\n", flows + 1024), 1);
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    let (mut lb, time) = restart(&lab, lb, &config)?;
+    report.add_times("adoption of no flow, from start to ready", &[time]);
+
+    // A real flow, which all others are like.
+    traffic::echo_udp(&lab.client, family.vip_port(ECHO), 4)?;
+    lab.balancer.enter(|| multiply(flows))?;
+    wait_for_flows(&lb, flows)?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let (next, time) = restart(&lab, lb, &config)?;
+        lb = next;
+        times.push(time);
+        wait_for_flows(&lb, flows)?;
+    }
+    report.add_times(format!("adoption of {flows} flows, from start to ready"), &times);
+    let watched = (0..rounds.min(3)).map(|_| idle::busy(lb.id())).collect::<Result<_>>()?;
+    report.add(format!("CPU of a controller that watches {flows} flows"), "ms a second", watched);
+    Ok(())
+}
+
+/// Kills the controller and starts another; how long that takes until it is ready.
+fn restart(lab: &Lab, lb: Lb, config: &str) -> Result<(Lb, Duration)> {
+    lb.kill9()?;
+    let begin = Instant::now();
+    let lb = Lb::start(&lab.balancer, config)?;
+    Ok((lb, begin.elapsed()))
+}
+
+/// Waits until the controller has counted that many flows.
+fn wait_for_flows(lb: &Lb, flows: u32) -> Result<()> {
+    wait::until("the controller to count the flows", PATIENCE, || {
+        let status = lb.status()?;
+        let counted = status.listener("echo-0")?["active_flows"].as_u64().unwrap_or_default();
+        Ok((counted >= u64::from(flows)).then_some(()))
+    })
+}
+
+/// Inserts as many flows like the one that is there.
+fn multiply(flows: u32) -> Result<()> {
+    let map = MapData::from_pin("/sys/fs/bpf/lb/connections_v4").context("cannot open the pinned flows")?;
+    let mut connections: Connections = Map::HashMap(map).try_into()?;
+    let halves: Vec<Half> = connections.iter().collect::<Result<_, _>>()?;
+    let of = |direction| {
+        let half = halves.iter().find(|(key, half)| is_echo(key) && half.direction == direction);
+        half.copied().context("the real flow is not there")
+    };
+    let (to, back) = (of(Flow::<Addr4>::TO_BACKEND)?, of(Flow::<Addr4>::TO_CLIENT)?);
+    ensure!(to.1.other_half(to.0.protocol) == back.0, "these are halves of two flows: {to:?}, {back:?}");
+    let young = |(key, half): Half| {
+        let stamp = half.last_seen.wrapping_add(AHEAD);
+        (key, Flow { created: stamp, last_seen: stamp, ..half })
+    };
+    fill(&mut connections, flows, |number| like(number, young(to), young(back)))
+}
+
+/// Whether it is a tuple of the UDP echo service.
+fn is_echo(key: &FlowKey<Addr4>) -> bool {
+    key.protocol == lb_common::PROTO_UDP && (key.destination_port == ECHO || key.source_port == ECHO)
+}

@@ -1,0 +1,36 @@
+//! Memory: the kernel's, a map's, a process's.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
+
+/// What the kernel holds for itself, in bytes: small objects, those of each CPU, and large areas.
+pub(crate) fn of_kernel() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    ["Slab:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name)).sum()
+}
+
+/// Resident memory of a process, in bytes (proc(5)).
+pub(crate) fn of_process(process: u32) -> Result<f64> {
+    let path = Path::new("/proc").join(process.to_string()).join("status");
+    kib(&fs::read_to_string(path)?, "VmRSS:")
+}
+
+/// What the kernel says that a map holds, in bytes.
+pub(crate) fn of_map(map: &MapData) -> Result<f64> {
+    use std::os::fd::AsFd as _;
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock")?;
+    line.trim().parse().context("memlock is no number")
+}
+
+/// The value of a line in KiB, in bytes.
+fn kib(text: &str, name: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
+    let number: f64 = line.with_context(|| format!("no {name}"))?.trim().parse()?;
+    Ok(number * 1024.0)
+}
