@@ -251,7 +251,7 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
         flow.last_seen = now;
     }
     let shown = shown(packet);
-    if packet.fragment.is_later() || shown == 0 {
+    if packet.fragment.is_later() {
         return;
     }
     // A flow that goes on after a RST was not ended by it: the RST was forged, or did not fit.
@@ -270,15 +270,13 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     }
 }
 
-/// What a packet shows of its direction; 0: nothing.
+/// What a packet shows of its direction.
 #[inline(always)]
 fn shown<A: Address>(packet: &Packet<A>) -> u8 {
     let flags = packet.tcp_flags;
     match () {
         () if packet.is_reset() => Flow::<A>::RST,
         () if flags & TCP_SYN != 0 => Flow::<A>::SYN,
-        // Whoever knows of the connection drops it (RFC 9293, 3.10.7.4), so it proves nothing.
-        () if packet.key.protocol == PROTO_TCP && flags & TCP_ACK == 0 => 0,
         () if flags & TCP_FIN != 0 => Flow::<A>::ESTABLISHED | Flow::<A>::FIN,
         () => Flow::<A>::ESTABLISHED,
     }
