@@ -232,16 +232,22 @@ fn fragments_arrive_whole_in_reverse_order(family: Family) -> Result<()> {
         let payload = [b'x'; 1000];
         let raw =
             Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-        for fragment in fragments(socket.local_addr()?, target, &payload)? {
-            raw.send_to(&fragment, &SocketAddr::new(target.ip(), 0).into())?;
-        }
+        let [later, first] = fragments(socket.local_addr()?, target, &payload)?;
+        let send = |fragment: &[u8]| raw.send_to(fragment, &SocketAddr::new(target.ip(), 0).into());
+        send(&later)?;
+        wait::until("a fragment without a first to be counted as lost", PATIENCE, || {
+            Ok((number(&lb.status()?, "drops", "fragment") == 1).then_some(()))
+        })?;
+        send(&later)?;
+        send(&first)?;
         let mut answer = [0; 2000];
         let (length, from) = socket.recv_from(&mut answer).context("no answer to the datagram")?;
         ensure!(from == target && answer[..length].ends_with(&payload), "{from} answered something else");
         Ok(())
     })?;
     let status = lb.status()?;
-    ensure!(number(&status, "notes", "fragment_held") == 1, "{}", status.0);
+    ensure!(number(&status, "notes", "fragment_held") == 2, "{}", status.0);
+    ensure!(number(&status, "drops", "fragment") == 1, "{}", status.0);
     Ok(())
 }
 
