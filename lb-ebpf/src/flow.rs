@@ -15,7 +15,7 @@ use crate::choose::Choice;
 use crate::clock::now;
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::maps::{BACKENDS, Keys, Opening, TICKS_PER_SECOND};
+use crate::maps::{BACKENDS, INTERFACES, Keys, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -75,6 +75,7 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
         if !frame.is_to(backend.next_hop.local) {
             return Short::Unusual;
         }
+        learn_mtu(flow);
         (flow.client, flow.mtu)
     };
     if !is_within(packet.length, mtu) || !next_hop.is_resolved() {
@@ -103,6 +104,9 @@ pub(crate) fn find<'a, F: Family>(
     }
     match way::<F>(packet, flow) {
         Ok(Some((next_hop, mtu))) => {
+            if flow.direction == Flow::<F::Addr>::TO_CLIENT {
+                flow.mtu = mtu;
+            }
             note::<F>(packet, flow);
             Ok(Some(Known { flow, next_hop, mtu }))
         }
@@ -149,7 +153,7 @@ pub(crate) fn way<F: Family>(
             };
             return Err(Stop::answer(Reason::FlowCut, flow.listener, answer));
         }
-        (flow.client, flow.mtu)
+        (flow.client, mtu_to_client(flow))
     };
     if !next_hop.is_resolved() {
         return Err(Stop::drop(Reason::NextHopUnresolved, flow.listener));
@@ -242,13 +246,33 @@ fn learn_client<F: Family>(
     Ok(())
 }
 
+/// MTU of the link to the client at this moment; 0 when unknown.
+#[inline(always)]
+fn mtu_to_client<A>(flow: &Flow<A>) -> u16 {
+    // SAFETY: as in `Frame::interface`.
+    unsafe { INTERFACES.get(&flow.client.ifindex) }.map_or(0, |interface| interface.mtu)
+}
+
+/// Follows the MTU of the link to the client, which may change while the flow lives, as often as `last_seen` is written.
+#[inline(always)]
+fn learn_mtu<A>(flow: &mut Flow<A>) {
+    if is_note_due(flow) {
+        flow.mtu = mtu_to_client(flow);
+    }
+}
+
+/// Whether `last_seen` is to be written again.
+#[inline(always)]
+fn is_note_due<A>(flow: &Flow<A>) -> bool {
+    now().wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND
+}
+
 /// Notes that the flow lives and what its packet showed, writing only what changes.
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     cache::forget::<F>(packet);
-    let now = now();
-    if now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
-        flow.last_seen = now;
+    if is_note_due(flow) {
+        flow.last_seen = now();
     }
     let shown = shown(packet);
     if packet.fragment.is_later() {
