@@ -125,7 +125,7 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
         return 1;
     };
     let addresses = keys.search.addresses;
-    let step = if number < TRIES_IN_ROW { 1 } else { jump(settings, addresses) };
+    let step = step(number, settings, addresses);
     let ticket = if CLAIM { next_ticket(cursor, step) } else { keys.search.look_ahead(cursor, step) };
     opening.answers.destination_port = port_of(ticket, settings, addresses);
     if let Some(address) = F::snat_address(ticket, addresses) {
@@ -236,10 +236,15 @@ fn port_of(ticket: u64, settings: &Settings, addresses: u32) -> u16 {
     settings.snat_port_first.wrapping_add(round.checked_rem(ports(settings)).unwrap_or_default() as u16)
 }
 
-/// A step whose multiples spread evenly over the range: its length divided by the golden ratio.
+/// How far it is to the try after this one. A small range is searched to its end. In a larger one the jumps spread evenly: by
+/// its length divided by the golden ratio, and by one more every other time, so that none is a way round a part of it.
 #[inline(always)]
-fn jump(settings: &Settings, addresses: u32) -> u64 {
-    ((ports(settings) * u64::from(addresses.max(1)) * 40_503) >> 16) | 1
+fn step(number: u32, settings: &Settings, addresses: u32) -> u64 {
+    let sources = ports(settings) * u64::from(addresses.max(1));
+    if number < TRIES_IN_ROW || sources <= u64::from(TRIES) {
+        return 1;
+    }
+    ((sources * 40_503) >> 16) + u64::from(number & 1)
 }
 
 /// Number of ports in the range.
