@@ -323,7 +323,7 @@ pub(crate) fn open<'a, F: Family>(
     turn_to_backend::<F>(packet, opening);
     if F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok() {
         count::new_flow(listener.id, backend_id);
-        half_open::enter::<F>(&packet.key, opening.half.created);
+        half_open::enter::<F>(&packet.key, &opening.half);
         let Backend { next_hop, mtu, .. } = *choice.backend;
         return Ok(Known { flow: &opening.half, next_hop, mtu });
     }
@@ -381,7 +381,7 @@ fn mtu_of(frame: &Frame) -> u16 {
 /// Makes the half to the backend out of the one for the answers: the opposite translation.
 #[inline(always)]
 fn turn_to_backend<F: Family>(packet: &Packet<F::Addr>, opening: &mut Opening<F::Addr>) {
-    let Opening { answers, half } = opening;
+    let Opening { answers, half, .. } = opening;
     half.source = answers.destination;
     half.destination = answers.source;
     half.source_port = answers.destination_port;
