@@ -259,7 +259,7 @@ fn snat_usage_is_told() -> Result<()> {
     let text = one.to_string().replace("[lb]\n", "[lb]\nsnat_ports = \"30000-30003\"\n");
     let lb = Lb::start_with_rotation(&lab.balancer, &text, 1)?;
     let open = |_| Session::open(&lab.client, None, family.vip_port(7));
-    let _sessions: Vec<Session> = (0..3).map(open).collect::<Result<_>>()?;
+    let mut sessions: Vec<Session> = (0..3).map(open).collect::<Result<_>>()?;
     let status = lb.status()?;
     let used = status.0["snat"].as_array().map(Vec::as_slice).unwrap_or_default();
     let [snat] = used else { bail!("expected one destination, found {used:?}") };
@@ -276,5 +276,13 @@ fn snat_usage_is_told() -> Result<()> {
         "lb_snat_ports_in_use{{backend_set=\"echo\",backend=\"10.0.1.10:7\",address=\"{vip}\",protocol=\"tcp\"}} 3\n"
     );
     ensure!(metrics.contains(&gauge), "no {gauge} in\n{metrics}");
-    Ok(())
+
+    sessions.push(open(3)?);
+    let status = lb.status()?;
+    let reason = status.0["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("4 of 4 in use (100 %); new flows fail"), "the ports are used up: {reason}");
+    ensure!(open(4).is_err(), "a fifth connection through four ports");
+    let status = lb.status()?;
+    ensure!(number(&status, "drops", "snat_ports_exhausted") > 0, "{}", status.0);
+    sessions.iter_mut().try_for_each(|session| session.echo(b"still there?"))
 }
