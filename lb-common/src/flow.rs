@@ -130,10 +130,17 @@ pub const fn is_half_open(protocol: u8, seen: u8) -> bool {
 }
 
 /// Whether a flow has proved that its client exists: by an ACK that only a receiver of the SYN-ACK can send, or, for
-/// UDP, by an answer from the backend or a second datagram. What has not is the first to go when room is needed.
+/// UDP, by an answer from the backend or a second datagram. A TCP flow that was picked up without SYN has proved it once
+/// its backend goes on with it. What has not is the first to go when room is needed.
 #[inline(always)]
 pub const fn is_promoted(protocol: u8, seen_to_backend: u8, seen_to_client: u8) -> bool {
-    seen_to_backend & Flow::<crate::Addr4>::ESTABLISHED != 0 || (protocol != PROTO_TCP && seen_to_client != 0)
+    type Bits = Flow<crate::Addr4>;
+    let is_established = seen_to_backend & Bits::ESTABLISHED != 0;
+    if protocol != PROTO_TCP {
+        return is_established || seen_to_client != 0;
+    }
+    let is_answered = seen_to_client & !Bits::RST != 0 && seen_to_client & Bits::RST == 0;
+    is_established && (seen_to_backend & Bits::SYN != 0 || is_answered)
 }
 
 /// Value of the per-CPU rings `half_open_v4` and `half_open_v6`: a flow that was opened and has not been promoted yet.
@@ -145,8 +152,15 @@ pub struct HalfOpen<A> {
     pub key: FlowKey<A>,
     /// [`Flow::created`] of that flow: tells it from a later one of the same tuple.
     pub created: u32,
-    /// 1 when the slot has been used.
+    /// 0, [`HalfOpen::OPENED`] or [`HalfOpen::PICKED_UP`].
     pub used: u32,
+}
+
+impl<A> HalfOpen<A> {
+    /// The slot has been used, for a flow that began with its first packet.
+    pub const OPENED: u32 = 1;
+    /// The same, for TCP from the middle of a connection: the collector does not end it as half-open.
+    pub const PICKED_UP: u32 = 2;
 }
 
 pod!(HalfOpen<crate::Addr4>, HalfOpen<crate::Addr6>);

@@ -69,7 +69,7 @@ macro_rules! reasons {
 reasons! {
     /// To a listener, but too short, of an impossible length or with an impossible header.
     Malformed = 0, malformed, Drop;
-    /// A later fragment whose first has not come, and that could not be kept for it.
+    /// A later fragment whose first has not come in time, or that could not be kept for it.
     Fragment = 1, fragment, Drop;
     /// The rotation of the listener's set is empty.
     NoBackend = 2, no_backend, Drop;

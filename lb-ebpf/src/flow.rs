@@ -15,7 +15,7 @@ use crate::choose::Choice;
 use crate::clock::now;
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::maps::{BACKENDS, Keys, Opening, TICKS_PER_SECOND};
+use crate::maps::{BACKENDS, INTERFACES, Keys, Opening, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::stop::Stop;
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -75,6 +75,7 @@ pub(crate) fn find_established<'a, F: Family>(frame: &Frame, packet: &Packet<F::
         if !frame.is_to(backend.next_hop.local) {
             return Short::Unusual;
         }
+        learn_mtu(flow);
         (flow.client, flow.mtu)
     };
     if !is_within(packet.length, mtu) || !next_hop.is_resolved() {
@@ -103,6 +104,9 @@ pub(crate) fn find<'a, F: Family>(
     }
     match way::<F>(packet, flow) {
         Ok(Some((next_hop, mtu))) => {
+            if flow.direction == Flow::<F::Addr>::TO_CLIENT {
+                flow.mtu = mtu;
+            }
             note::<F>(packet, flow);
             Ok(Some(Known { flow, next_hop, mtu }))
         }
@@ -149,7 +153,7 @@ pub(crate) fn way<F: Family>(
             };
             return Err(Stop::answer(Reason::FlowCut, flow.listener, answer));
         }
-        (flow.client, flow.mtu)
+        (flow.client, mtu_to_client(flow))
     };
     if !next_hop.is_resolved() {
         return Err(Stop::drop(Reason::NextHopUnresolved, flow.listener));
@@ -244,20 +248,40 @@ fn learn_client<F: Family>(
     Ok(())
 }
 
+/// MTU of the link to the client at this moment; 0 when unknown.
+#[inline(always)]
+fn mtu_to_client<A>(flow: &Flow<A>) -> u16 {
+    // SAFETY: as in `Frame::interface`.
+    unsafe { INTERFACES.get(&flow.client.ifindex) }.map_or(0, |interface| interface.mtu)
+}
+
+/// Follows the MTU of the link to the client, which may change while the flow lives, as often as `last_seen` is written.
+#[inline(always)]
+fn learn_mtu<A>(flow: &mut Flow<A>) {
+    if is_note_due(flow) {
+        flow.mtu = mtu_to_client(flow);
+    }
+}
+
+/// Whether `last_seen` is to be written again.
+#[inline(always)]
+fn is_note_due<A>(flow: &Flow<A>) -> bool {
+    now().wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND
+}
+
 /// Notes that the flow lives and what its packet showed, writing only what changes.
 #[inline(always)]
 fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
-    let now = now();
     let shows_news = cache::shows_news(packet);
     if shows_news {
         cache::forget::<F>(packet);
     }
     // Half-open and closed flows end by what showed that they are, to the tick.
-    if shows_news || now.wrapping_sub(flow.last_seen) >= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
-        flow.last_seen = now;
+    if shows_news || is_note_due(flow) {
+        flow.last_seen = now();
     }
     let shown = shown(packet);
-    if packet.fragment.is_later() || shown == 0 {
+    if packet.fragment.is_later() {
         return;
     }
     // A flow that goes on after a RST was not ended by it: the RST was forged, or did not fit.
@@ -276,15 +300,13 @@ fn note<F: Family>(packet: &Packet<F::Addr>, flow: &mut Flow<F::Addr>) {
     }
 }
 
-/// What a packet shows of its direction; 0: nothing.
+/// What a packet shows of its direction.
 #[inline(always)]
 fn shown<A: Address>(packet: &Packet<A>) -> u8 {
     let flags = packet.tcp_flags;
     match () {
         () if packet.is_reset() => Flow::<A>::RST,
         () if flags & TCP_SYN != 0 => Flow::<A>::SYN,
-        // Whoever knows of the connection drops it (RFC 9293, 3.10.7.4), so it proves nothing.
-        () if packet.key.protocol == PROTO_TCP && flags & TCP_ACK == 0 => 0,
         () if flags & TCP_FIN != 0 => Flow::<A>::ESTABLISHED | Flow::<A>::FIN,
         () => Flow::<A>::ESTABLISHED,
     }
@@ -307,7 +329,7 @@ pub(crate) fn open<'a, F: Family>(
     turn_to_backend::<F>(packet, opening);
     if F::connections().insert(&packet.key, &opening.half, BPF_NOEXIST).is_ok() {
         count::new_flow(listener.id, backend_id);
-        half_open::enter::<F>(&packet.key, opening.half.created);
+        half_open::enter::<F>(&packet.key, &opening.half);
         let Backend { next_hop, mtu, .. } = *choice.backend;
         return Ok(Known { flow: &opening.half, next_hop, mtu });
     }
@@ -365,7 +387,7 @@ fn mtu_of(frame: &Frame) -> u16 {
 /// Makes the half to the backend out of the one for the answers: the opposite translation.
 #[inline(always)]
 fn turn_to_backend<F: Family>(packet: &Packet<F::Addr>, opening: &mut Opening<F::Addr>) {
-    let Opening { answers, half } = opening;
+    let Opening { answers, half, .. } = opening;
     half.source = answers.destination;
     half.destination = answers.source;
     half.source_port = answers.destination_port;

@@ -3,7 +3,10 @@
 
 use core::hint::black_box;
 
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::helpers::bpf_xdp_load_bytes;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
 use lb_common::fragment::HELD_FRAME;
 use lb_common::{Address, FragmentKey, FragmentPorts, PROTO_TCP, PROTO_UDP, Reason};
 
@@ -116,4 +119,12 @@ fn hold(frame: &Frame, key: &FragmentKey) -> Option<()> {
     entry.submit(0);
     count::reason(Reason::FragmentHeld as u32, 0);
     Some(())
+}
+
+/// Counts a fragment that was held and whose first did not come in time. Never attached: the controller runs it by
+/// BPF_PROG_TEST_RUN, once for each, since it cannot add to counters of the program.
+#[xdp]
+pub(crate) fn lose_fragment(_ctx: XdpContext) -> u32 {
+    count::reason(Reason::Fragment as u32, 0);
+    XDP_DROP
 }

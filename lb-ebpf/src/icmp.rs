@@ -175,8 +175,10 @@ fn rewrite_inner_transport<A: Address>(
 #[inline(always)]
 fn echo<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>) -> Result<u32, Stop> {
     let unrelated = Stop::pass(Reason::IcmpUnrelated);
-    let vip_flags = vip_flags(&packet.key.destination.widen()).unwrap_or_default();
-    if vip_flags & Vip::LISTENS == 0 {
+    let address = packet.key.destination.widen();
+    // As in `choose`: a notation, never the address of a packet.
+    let is_no_address = F::Addr::VERSION == 6 && address.is_ipv4_mapped();
+    if is_no_address || vip_flags(&address).unwrap_or_default() & Vip::LISTENS == 0 {
         return Err(unrelated);
     }
     if !frame.is_to_this_host() {

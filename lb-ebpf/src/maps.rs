@@ -212,6 +212,8 @@ pub(crate) struct Opening<A> {
     pub(crate) answers: FlowKey<A>,
     /// The half to insert.
     pub(crate) half: Flow<A>,
+    /// Key of the flow that holds the source which this one would like to have.
+    pub(crate) holder: FlowKey<A>,
 }
 
 /// A packet on the long way. It lives in a map because that way needs the stack for keys.

@@ -156,12 +156,18 @@ fn read_tcp(frame: &Frame, l4: usize, payload_length: u16) -> (u8, bool) {
         Some(tcp) => {
             let header_length = u16::from(tcp.data_offset >> 4) * 4;
             let fits = header_length >= size_of::<Tcp>() as u16 && header_length <= payload_length;
-            // RFC 9293 knows no SYN together with FIN or RST.
-            let impossible = tcp.flags & TCP_SYN != 0 && tcp.flags & (TCP_FIN | TCP_RST) != 0;
-            (tcp.flags, fits && !impossible)
+            (tcp.flags, fits && !is_impossible(tcp.flags))
         }
         None => (0, false),
     }
+}
+
+/// RFC 9293 knows no SYN together with FIN or RST, and nothing but SYN and RST that comes without ACK (3.10.7): whoever
+/// knows of the connection drops it.
+#[inline(always)]
+const fn is_impossible(flags: u8) -> bool {
+    let opens_and_ends = flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0;
+    opens_and_ends || flags & (TCP_SYN | TCP_RST | TCP_ACK) == 0
 }
 
 #[inline(always)]

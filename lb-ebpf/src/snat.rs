@@ -3,18 +3,22 @@
 //!
 //! Ports are handed out by counters, one for each group of destinations: the search goes on where the last one
 //! ended, so a port that was just freed is the last to be used again (the backend may hold it in TIME_WAIT), and
-//! a nearly full range still yields a port within few tries. Where it meets a block of taken ports it jumps.
+//! a nearly full range still yields a port within few tries. Where it meets a block of taken ports it jumps. Where it
+//! meets one flow after the other whose client has not proved that it exists, this is a flood, and the next of them has to
+//! give its port: else as many SYNs as there are ports would keep every client out.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
+use lb_common::flow::is_promoted;
 use lb_common::listener::Vip;
-use lb_common::{Address, Backend, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
+use lb_common::{Address, Backend, Flow, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
 
 use crate::atomic;
 use crate::checksum::Sum;
 use crate::choose::{Choice, find_listener, vip_flags};
 use crate::family::Family;
+use crate::half_open;
 use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR};
 use crate::ours::may_listen;
 
@@ -22,6 +26,10 @@ use crate::ours::may_listen;
 const TRIES: u32 = 128;
 /// Tries in a row. Later ones jump over the range, out of a block of ports that long-lived flows hold.
 const TRIES_IN_ROW: u32 = 16;
+
+/// Flows without proof that a search meets before one of them has to go. A range that is nearly full of others has a few
+/// in the midst of their handshake.
+const UNPROVEN: u32 = 4;
 
 const EEXIST: i32 = -17;
 const BPF_ANY: u64 = 0;
@@ -64,8 +72,15 @@ pub(crate) fn claim<F: Family, const CLAIM: bool>(
     let space = if addresses == 0 { hash::mix_address(group, opening.answers.destination) } else { group };
     let cursor = hash::finish(space) % SNAT_CURSORS;
     let fixed = fixed_part(&opening.answers, key);
-    keys.search =
-        Search { cursor, addresses, translate: translate.into(), found: Search::NOTHING, ahead: 0, fixed };
+    keys.search = Search {
+        cursor,
+        addresses,
+        translate: translate.into(),
+        found: Search::NOTHING,
+        unproven: 0,
+        ahead: 0,
+        fixed,
+    };
     let mut attempts = Attempts::<F> { key, opening, keys };
     // SAFETY: the callback has the signature the helper wants (kernel 5.17), and `attempts` lives until it returns.
     unsafe { bpf_loop(TRIES, attempt::<F, CLAIM> as *mut c_void, (&raw mut attempts).cast(), 0) };
@@ -88,6 +103,8 @@ pub(crate) struct Search {
     translate: u32,
     /// How it ended.
     found: u32,
+    /// Flows met that have not proved that their client exists.
+    unproven: u32,
     /// How far a search that claims nothing has come beyond the counter.
     ahead: u64,
     /// What does not change from one attempt to the next.
@@ -126,7 +143,7 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
         return 1;
     };
     let addresses = keys.search.addresses;
-    let step = if number < TRIES_IN_ROW { 1 } else { jump(settings, addresses) };
+    let step = step(number, settings, addresses);
     let ticket = if CLAIM { next_ticket(cursor, step) } else { keys.search.look_ahead(cursor, step) };
     opening.answers.destination_port = port_of(ticket, settings, addresses);
     if let Some(address) = F::snat_address(ticket, addresses) {
@@ -135,12 +152,48 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
     if keys.search.translate != 0 && !is_free_for_snat(&opening.answers, keys) {
         return 0;
     }
-    keys.search.found = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST) {
+    let claimed = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST) {
+        Ok(false) if !gives_way::<F, CLAIM>(opening, &mut keys.search.unproven) => return 0,
+        // Looking for a source, that of a flow which has to go is as good as a free one.
+        Ok(false) if !CLAIM => Ok(true),
+        Ok(false) => try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST),
+        claimed => claimed,
+    };
+    keys.search.found = match claimed {
         Ok(false) => return 0,
         Ok(true) => Search::CLAIMED,
         Err(_) => Search::FULL,
     };
     1
+}
+
+/// Whether the flow that holds the source has to go, after the search has met others that have not proved that their client
+/// exists either. With `CLAIM` it ends here.
+#[inline(always)]
+fn gives_way<F: Family, const CLAIM: bool>(opening: &mut Opening<F::Addr>, unproven: &mut u32) -> bool {
+    let Opening { answers, holder, .. } = opening;
+    // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
+    let Some(back) = (unsafe { F::connections().get(&*answers) }) else { return false };
+    // Most flows are answered by more than a SYN-ACK, which spares the other lookup.
+    let is_answered = back.seen & Flow::<F::Addr>::ESTABLISHED != 0 && back.seen & Flow::<F::Addr>::RST == 0;
+    if is_answered || back.direction != Flow::<F::Addr>::TO_CLIENT {
+        return false;
+    }
+    *holder = back.other_half(answers.protocol);
+    // SAFETY: as above.
+    let Some(flow) = (unsafe { F::connections().get(&*holder) }) else { return false };
+    let is_same = flow.created == back.created && flow.source_port == answers.destination_port;
+    if !is_same || is_promoted(answers.protocol, flow.seen, back.seen) {
+        return false;
+    }
+    *unproven += 1;
+    if *unproven < UNPROVEN {
+        return false;
+    }
+    if CLAIM {
+        half_open::end::<F>(holder, flow, answers, back.last_seen);
+    }
+    true
 }
 
 /// Whether the source must be translated for the answers to come back through the balancer.
@@ -181,7 +234,7 @@ fn try_claim<F: Family, const CLAIM: bool>(
     fixed: Fixed,
     mode: u64,
 ) -> Result<bool, Reason> {
-    let Opening { answers, half } = opening;
+    let Opening { answers, half, .. } = opening;
     if !CLAIM {
         // SAFETY: nothing of the entry is read.
         return Ok(unsafe { F::connections().get(&*answers) }.is_none());
@@ -240,10 +293,15 @@ fn port_of(ticket: u64, settings: &Settings, addresses: u32) -> u16 {
     settings.snat_port_first.wrapping_add(round.checked_rem(ports(settings)).unwrap_or_default() as u16)
 }
 
-/// A step whose multiples spread evenly over the range: its length divided by the golden ratio.
+/// How far it is to the try after this one. A small range is searched to its end. In a larger one the jumps spread evenly: by
+/// its length divided by the golden ratio, and by one more every other time, so that none is a way round a part of it.
 #[inline(always)]
-fn jump(settings: &Settings, addresses: u32) -> u64 {
-    ((ports(settings) * u64::from(addresses.max(1)) * 40_503) >> 16) | 1
+fn step(number: u32, settings: &Settings, addresses: u32) -> u64 {
+    let sources = ports(settings) * u64::from(addresses.max(1));
+    if number < TRIES_IN_ROW || sources <= u64::from(TRIES) {
+        return 1;
+    }
+    ((sources * 40_503) >> 16) + u64::from(number & 1)
 }
 
 /// Number of ports in the range.

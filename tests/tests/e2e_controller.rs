@@ -232,16 +232,22 @@ fn fragments_arrive_whole_in_reverse_order(family: Family) -> Result<()> {
         let payload = [b'x'; 1000];
         let raw =
             Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-        for fragment in fragments(socket.local_addr()?, target, &payload)? {
-            raw.send_to(&fragment, &SocketAddr::new(target.ip(), 0).into())?;
-        }
+        let [later, first] = fragments(socket.local_addr()?, target, &payload)?;
+        let send = |fragment: &[u8]| raw.send_to(fragment, &SocketAddr::new(target.ip(), 0).into());
+        send(&later)?;
+        wait::until("a fragment without a first to be counted as lost", PATIENCE, || {
+            Ok((number(&lb.status()?, "drops", "fragment") == 1).then_some(()))
+        })?;
+        send(&later)?;
+        send(&first)?;
         let mut answer = [0; 2000];
         let (length, from) = socket.recv_from(&mut answer).context("no answer to the datagram")?;
         ensure!(from == target && answer[..length].ends_with(&payload), "{from} answered something else");
         Ok(())
     })?;
     let status = lb.status()?;
-    ensure!(number(&status, "notes", "fragment_held") == 1, "{}", status.0);
+    ensure!(number(&status, "notes", "fragment_held") == 2, "{}", status.0);
+    ensure!(number(&status, "drops", "fragment") == 1, "{}", status.0);
     Ok(())
 }
 
@@ -253,7 +259,7 @@ fn snat_usage_is_told() -> Result<()> {
     let text = one.to_string().replace("[lb]\n", "[lb]\nsnat_ports = \"30000-30003\"\n");
     let lb = Lb::start_with_rotation(&lab.balancer, &text, 1)?;
     let open = |_| Session::open(&lab.client, None, family.vip_port(7));
-    let _sessions: Vec<Session> = (0..3).map(open).collect::<Result<_>>()?;
+    let mut sessions: Vec<Session> = (0..3).map(open).collect::<Result<_>>()?;
     let status = lb.status()?;
     let used = status.0["snat"].as_array().map(Vec::as_slice).unwrap_or_default();
     let [snat] = used else { bail!("expected one destination, found {used:?}") };
@@ -270,5 +276,13 @@ fn snat_usage_is_told() -> Result<()> {
         "lb_snat_ports_in_use{{backend_set=\"echo\",backend=\"10.0.1.10:7\",address=\"{vip}\",protocol=\"tcp\"}} 3\n"
     );
     ensure!(metrics.contains(&gauge), "no {gauge} in\n{metrics}");
-    Ok(())
+
+    sessions.push(open(3)?);
+    let status = lb.status()?;
+    let reason = status.0["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("4 of 4 in use (100 %); new flows fail"), "the ports are used up: {reason}");
+    ensure!(open(4).is_err(), "a fifth connection through four ports");
+    let status = lb.status()?;
+    ensure!(number(&status, "drops", "snat_ports_exhausted") > 0, "{}", status.0);
+    sessions.iter_mut().try_for_each(|session| session.echo(b"still there?"))
 }

@@ -131,13 +131,15 @@ fn the_vip_answers_ping_unless_told_otherwise() -> Result<()> {
 }
 
 #[test]
-fn tracepath_reaches_the_vip() -> Result<()> {
+fn tracepath_reaches_the_vip_across_a_small_link() -> Result<()> {
     let mut lab = Lab::one_arm()?;
     let client = lab.add_routed_client("routed")?;
+    lab.narrow_router(SMALL_MTU)?;
     for family in Family::ALL {
         let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
         let trace = client.run(&format!("tracepath -n -m 5 {}", family.vip()))?.success()?;
-        ensure!(trace.stdout.contains("reached"), "{}", trace.stdout);
+        let mtu = format!("pmtu {SMALL_MTU}");
+        ensure!(trace.stdout.contains("reached") && trace.stdout.contains(&mtu), "{}", trace.stdout);
         lb.stop()?;
         Lb::detach(&lab.balancer)?;
     }

@@ -55,15 +55,26 @@ impl Flood {
 
 #[test]
 fn a_flood_of_syns_breaks_no_connection_and_keeps_no_honest_client_out() -> Result<()> {
+    survives(3)
+}
+
+/// The flood has more half-open connections than there are SNAT ports towards the backend.
+#[test]
+fn a_flood_that_one_backend_gets_leaves_ports_to_honest_clients() -> Result<()> {
+    survives(1)
+}
+
+fn survives(backends: usize) -> Result<()> {
     let syns = match env::var("LB_FLOOD_SYNS") {
         Ok(count) => count.parse().context("expected a number in LB_FLOOD_SYNS")?,
         Err(_) => SYNS,
     };
     let lab = Lab::one_arm()?;
     let attacker = lab.add_client("attacker", 60)?;
-    let config = Config::new(&lab, Family::V4).to_string();
-    let config = config.replacen("[lb]\n", "[lb]\nmax_connections = 65536\n", 1);
-    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    let mut config = Config::new(&lab, Family::V4);
+    config.backends.truncate(backends);
+    let config = config.to_string().replacen("[lb]\n", "[lb]\nmax_connections = 65536\n", 1);
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, backends)?;
     let target = Family::V4.vip_port(7);
     let IpAddr::V4(vip) = target.ip() else { bail!("{target} is not IPv4") };
     let wire = Wire::open(&attacker, "eth0")?;

@@ -274,3 +274,19 @@ const fn packets(counters: &Counters) -> u64 {
 const fn bytes(counters: &Counters) -> u64 {
     counters.to_backend.bytes + counters.to_client.bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_documented_in_its_own_words() {
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
+        let document = std::fs::read_to_string(document).unwrap();
+        for reason in Reason::ALL {
+            let kind = format!("{:?}", reason.kind()).to_lowercase();
+            let row = format!("| `{}` | {kind} | {} |\n", reason.name(), reason.text());
+            assert!(document.contains(&row), "expected the row {row:?} in docs/api.md");
+        }
+    }
+}

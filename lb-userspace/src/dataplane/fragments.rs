@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::clock::Clock;
-use super::load::xdp_md;
+use super::load::{load_program, xdp_md};
 use super::records::{Records, Ring};
 use super::sys;
 
@@ -37,11 +37,12 @@ pub struct FragmentHolder {
     kernel: Kernel,
 }
 
-/// What the program knows, and the program.
+/// What the program knows, the program, and the one that counts what was lost.
 struct Kernel {
     fragments: MapData,
     clock: Clock,
     program: ProgramFd,
+    lose: ProgramFd,
 }
 
 impl FragmentHolder {
@@ -50,7 +51,8 @@ impl FragmentHolder {
         let Some(Map::LruHashMap(fragments)) = ebpf.take_map("fragments") else {
             return Err(anyhow!("the eBPF object has no LRU hash map `fragments`"));
         };
-        Ok(Self { ring, kernel: Kernel { fragments, clock, program } })
+        let lose = load_program(ebpf, "lose_fragment")?.fd()?.try_clone().context("cannot keep a program")?;
+        Ok(Self { ring, kernel: Kernel { fragments, clock, program, lose } })
     }
 
     /// Takes fragments and hands them back, until it is dropped.
@@ -94,6 +96,8 @@ struct Waiting {
     fragments: VecDeque<WaitingFragment>,
     /// Since the last one that there was room for.
     lost: u64,
+    /// Lost, but not counted yet.
+    uncounted: u32,
 }
 
 struct WaitingFragment {
@@ -111,6 +115,7 @@ impl Waiting {
             return;
         }
         self.lost += 1;
+        self.uncounted += 1;
         if self.lost == 1 {
             warn!("more than {ROOM} fragments wait for the first of their datagram; some are lost");
         }
@@ -118,6 +123,7 @@ impl Waiting {
 
     /// Hands back those whose first has come, and lets go of those that have waited long enough.
     fn look(&mut self, kernel: &impl Ports, now: Instant) {
+        let uncounted = &mut self.uncounted;
         self.fragments.retain_mut(|waiting| {
             if waiting.ask_at > now {
                 return true;
@@ -128,8 +134,12 @@ impl Waiting {
                 return false;
             }
             waiting.ask_at = (now + waited.max(TICK)).min(waiting.came + PATIENCE);
+            *uncounted += u32::from(waited >= PATIENCE);
             waited < PATIENCE
         });
+        if self.uncounted > 0 {
+            kernel.lose(std::mem::take(&mut self.uncounted));
+        }
     }
 }
 
@@ -140,6 +150,9 @@ trait Ports {
 
     /// Has it come in again.
     fn hand_back(&self, fragment: &HeldFragment);
+
+    /// Counts as dropped so many for which no first has come.
+    fn lose(&self, fragments: u32);
 }
 
 impl Ports for Kernel {
@@ -155,6 +168,12 @@ impl Ports for Kernel {
         let context = xdp_md(frame.len(), *ingress);
         if let Err(error) = sys::inject(self.program.as_fd(), frame, &context) {
             debug!(ingress, length, "cannot hand back a fragment: {error}");
+        }
+    }
+
+    fn lose(&self, fragments: u32) {
+        if let Err(error) = sys::run_times(self.lose.as_fd(), fragments) {
+            debug!(fragments, "cannot count lost fragments: {error}");
         }
     }
 }
@@ -174,6 +193,7 @@ mod tests {
         known: Vec<u32>,
         handed_back: RefCell<Vec<u32>>,
         asked: RefCell<u32>,
+        lost: RefCell<u32>,
     }
 
     impl Ports for Program {
@@ -184,6 +204,10 @@ mod tests {
 
         fn hand_back(&self, fragment: &HeldFragment) {
             self.handed_back.borrow_mut().push(fragment.key.identification);
+        }
+
+        fn lose(&self, fragments: u32) {
+            *self.lost.borrow_mut() += fragments;
         }
     }
 
@@ -218,9 +242,9 @@ mod tests {
         let came = Instant::now();
         waiting.add(fragment(1), came);
         look(&mut waiting, &program, came, 0, 99);
-        assert_eq!(waiting.fragments.len(), 1);
+        assert_eq!((waiting.fragments.len(), *program.lost.borrow()), (1, 0));
         look(&mut waiting, &program, came, 100, 100);
-        assert!(waiting.fragments.is_empty());
+        assert_eq!((waiting.fragments.len(), *program.lost.borrow()), (0, 1));
         assert!(*program.asked.borrow() < 12, "asked {} times", program.asked.borrow());
     }
 
@@ -243,5 +267,8 @@ mod tests {
         }
         assert_eq!(waiting.fragments.len(), ROOM);
         assert_eq!(waiting.fragments[0].fragment.key.identification, 0, "the first to come stay");
+        let program = Program::default();
+        waiting.look(&program, Instant::now());
+        assert_eq!(*program.lost.borrow(), ROOM as u32);
     }
 }

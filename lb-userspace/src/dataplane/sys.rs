@@ -134,12 +134,18 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
 
 /// The verdict of a program on a frame of zeros (BPF_PROG_TEST_RUN, kernel 4.12).
 pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
+    run_times(program, 1)
+}
+
+/// The same, so many times; the last verdict.
+pub(super) fn run_times(program: BorrowedFd<'_>, times: u32) -> io::Result<u32> {
     let frame = [0_u8; 64];
     // SAFETY: all-zero is a valid `bpf_attr`.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
     attr.test.prog_fd = program.as_raw_fd() as u32;
     attr.test.data_in = frame.as_ptr() as u64;
     attr.test.data_size_in = frame.len() as u32;
+    attr.test.repeat = times;
     // SAFETY: the kernel reads `data_size_in` bytes of the frame and writes nothing back but `attr`.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
     // SAFETY: the kernel has filled the result; a `u32` is valid whatever it holds.

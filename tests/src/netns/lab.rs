@@ -190,13 +190,14 @@ impl Lab {
         Ok(client)
     }
 
-    /// Makes the router's way to the client behind it take packets of `mtu` bytes at most; nobody else knows of it.
+    /// Makes the router's ways to the client behind it and to the VIPs take packets of `mtu` bytes at most; nobody else
+    /// knows of it.
     pub fn narrow_router(&self, mtu: usize) -> Result<()> {
         let router = self.router.as_ref().context("there is no router yet")?;
-        router.run_all(&[
-            &format!("ip route add 10.0.3.50 dev eth1 mtu lock {mtu}"),
-            &format!("ip route add fd00:3::50 dev eth1 mtu lock {mtu}"),
-        ])
+        let narrow = |to, interface| format!("ip route add {to} dev {interface} mtu lock {mtu}");
+        let vips = Family::ALL.map(|family| narrow(family.vip(), "eth0"));
+        let clients = Family::ALL.map(|family| narrow(self.routed_client_address(family), "eth1"));
+        vips.iter().chain(&clients).try_for_each(|command| router.run_all(&[command]))
     }
 
     /// Makes the balancer the gateway of the servers, without which untranslated answers would pass it by.

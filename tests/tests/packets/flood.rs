@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lb_tests::packets::Family;
 use lb_tests::packets::case::Packet;
 use lb_tests::packets::network::Mac;
+use lb_tests::packets::{Family, Verdict};
 use libtest_mimic::Trial;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -17,6 +17,16 @@ use crate::trial_for_each_family;
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials =
         trial_for_each_family("flood", "SYNs without end evict SYNs alone, the oldest first", syns);
+    trials.extend(trial_for_each_family(
+        "flood",
+        "ACKs without end, picked up, evict what was picked up and nobody answered",
+        acks,
+    ));
+    trials.extend(trial_for_each_family(
+        "flood",
+        "SYNs without end leave a SNAT port to whoever comes next, and to others what they have",
+        snat_ports,
+    ));
     trials.extend(trial_for_each_family(
         "flood",
         "datagrams without end evict no flow that was answered or spoke twice",
@@ -59,6 +69,56 @@ fn syns(family: Family) -> Result<()> {
     flood(family, NAT, promote, go_on, |source| tcp(source, "vip:80", "S"))
 }
 
+/// Every other honest flow was picked up itself, and its backend goes on with it.
+fn acks(family: Family) -> Result<()> {
+    let promote = |lab: &mut Lab, number: u16| {
+        let client = format!("client:{}", 1024 + number);
+        let flags = if number.is_multiple_of(2) { ["S", "A"] } else { ["A", "PA"] };
+        let mut out = Vec::new();
+        for flags in flags {
+            let frame = lab.frame(&tcp(client.clone(), "vip:80", flags))?;
+            lab.through(&frame)?;
+            out = lab.send(&frame)?.frame;
+        }
+        let answer = lab.answer_to(&out, "A")?;
+        lab.through(&answer).map(drop)
+    };
+    let go_on = |number| tcp(format!("client:{}", 1024 + number), "vip:80", "A");
+    flood(family, NAT, promote, go_on, |source| tcp(source, "vip:80", "A"))
+}
+
+/// One backend and one SNAT address: far more SYNs than there are ports.
+fn snat_ports(family: Family) -> Result<()> {
+    const PORTS: u16 = 1000;
+    let changes = format!("lb.snat_ports = \"20000-{}\"", 20_000 + PORTS - 1);
+    let mut lab = Lab::new(ONE_BACKEND, &changes, family)?;
+    let connect = |lab: &mut Lab, number| {
+        let mut seen = Vec::new();
+        for flags in ["S", "A", "A"] {
+            let frame = lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", flags))?;
+            seen.push(lab.through(&frame)?);
+        }
+        seen.dedup();
+        ensure!(seen.len() == 1, "connection {number} was torn apart: {seen:?}");
+        Ok(seen[0])
+    };
+    let established: Vec<_> = (0..HONEST).map(|number| connect(&mut lab, number)).collect::<Result<_>>()?;
+    let (mut refused, mut kept_out) = (0, 0);
+    for number in 0..5 * u32::from(PORTS) {
+        let frame = lab.frame(&from_anywhere(&|source| tcp(source, "vip:80", "S"), number, family))?;
+        refused += u32::from(lab.send(&frame)?.verdict == Verdict::Drop);
+        if number.is_multiple_of(50) {
+            kept_out += u32::from(connect(&mut lab, HONEST + (number / 50) as u16).is_err());
+        }
+    }
+    ensure!(kept_out == 0, "{kept_out} of {HONEST} honest clients were kept out, and {refused} others");
+    for (number, before) in (0..).zip(established) {
+        let frame = lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", "A"))?;
+        ensure!(lab.through(&frame)? == before, "connection {number} lost its port in the flood");
+    }
+    lab.bench.flows().map(drop)
+}
+
 fn datagrams(family: Family) -> Result<()> {
     let promote = |lab: &mut Lab, number: u16| {
         let request = lab.frame(&udp(format!("client:{}", 1024 + number), "vip:80", "x"))?;
@@ -97,7 +157,7 @@ fn flood(
     for number in 0..HONEST {
         promote(&mut lab, number)?;
     }
-    let is_tcp = attack("client:1".to_owned()).tcp.is_some();
+    let is_half_open = attack("client:1".to_owned()).tcp.as_deref() == Some("S");
     let attacks = lab.bench.half_open_room()? + TOO_MANY;
     let (begin, before) = (Instant::now(), lab.bench.counts()?);
     for number in 0..attacks {
@@ -106,7 +166,7 @@ fn flood(
     }
     let moved = lab.bench.counts()?.since(&before);
     let (opened, evicted) = (moved.sum("listener web", "new_flows"), moved.sum("notes", "half_open_evicted"));
-    let may_be_collected = is_tcp && begin.elapsed() > COLLECTED_AFTER;
+    let may_be_collected = is_half_open && begin.elapsed() > COLLECTED_AFTER;
     ensure!(
         opened == u64::from(attacks) && (evicted == u64::from(TOO_MANY) || may_be_collected),
         "expected {attacks} flows to open and {TOO_MANY} to be evicted, found {opened} and {evicted}"

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lb_tests::packets::{Family, Verdict};
+use lb_userspace::dataplane::collect::GRAIN;
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND, tcp};
@@ -65,14 +66,18 @@ fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64
     for round in 0..rounds {
         for number in 0..short {
             let port = 4096 + (u32::from(round) * u32::from(short) + u32::from(number)) % 60_000;
-            for flags in ["S", "R"] {
+            for flags in ["S", "A", "R"] {
                 let frame = lab.frame(&tcp(format!("client2:{port}"), "vip:80", flags))?;
                 let verdict = lab.send(&frame)?.verdict;
-                failures += u32::from(verdict == Verdict::Drop && flags == "S");
+                let is_refused = verdict == Verdict::Drop;
+                failures += u32::from(is_refused && flags == "S");
+                if is_refused {
+                    break;
+                }
             }
         }
         // The reset ones end after 10 s.
-        lab.bench.age(std::time::Duration::from_secs(10))?;
+        lab.bench.age(std::time::Duration::from_secs(10) + GRAIN)?;
         let census = lab.bench.sweep()?;
         let alive = census.by_listener.values().sum::<u64>();
         ensure!(alive == u64::from(long_lived), "expected {long_lived} flows to live, found {alive}");

@@ -101,11 +101,17 @@ impl<'a> Player<'a> {
     fn require_unique(&mut self, client: Tuple, seen: Tuple) -> Result<()> {
         self.owners.retain(|tuple, owner| *owner != client || *tuple == seen);
         match self.owners.insert(seen, client) {
-            Some(owner) if owner != client => {
+            Some(owner) if owner != client && self.has_flow(owner)? => {
                 Err(anyhow!("the backend cannot tell {client:?} from {owner:?}: both look like {seen:?}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the flow of this client's packets is still there: it may have ended to make room.
+    fn has_flow(&mut self, (protocol, source, destination): Tuple) -> Result<bool> {
+        let flows = self.bench.flows()?;
+        Ok(flows.iter().any(|flow| (flow.protocol, flow.arrives) == (protocol, (source, destination))))
     }
 }
 
