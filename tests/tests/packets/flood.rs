@@ -105,7 +105,7 @@ fn snat_ports(family: Family) -> Result<()> {
     let established: Vec<_> = (0..HONEST).map(|number| connect(&mut lab, number)).collect::<Result<_>>()?;
     let (mut refused, mut kept_out) = (0, 0);
     for number in 0..5 * u32::from(PORTS) {
-        let frame = lab.frame(&from_anywhere(&|source| tcp(source, "vip:80", "S"), number, family))?;
+        let frame = lab.frame(&from_anywhere(|source| tcp(source, "vip:80", "S"), number, family))?;
         refused += u32::from(lab.send(&frame)?.verdict == Verdict::Drop);
         if number.is_multiple_of(50) {
             kept_out += u32::from(connect(&mut lab, HONEST + (number / 50) as u16).is_err());
