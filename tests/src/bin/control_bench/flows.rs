@@ -40,16 +40,17 @@ pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()
     // Once: what is freed later is given back in the background, and would be taken for less that is taken.
     let (kernel, counted) = (memory::of_kernel()?, memory::of_map(&plane.map()?)?);
     fill(&mut connections, flows, live)?;
-    let for_each = |bytes: f64| vec![bytes / f64::from(flows)];
-    let (kernel, counted) = (memory::of_kernel()? - kernel, memory::of_map(&plane.map()?)? - counted);
+    let kernel = (memory::of_kernel()? - kernel) / f64::from(flows);
+    let counted = (memory::of_map(&plane.map()?)? - counted) / f64::from(flows);
     report.add(
         format!("kernel memory, empty, with room for {flows} flows of each family"),
         "bytes",
         vec![plane.bytes],
     );
-    report.add("kernel memory for a flow, counted", "bytes", for_each(counted));
-    report.add("kernel memory for a flow, as they come", "bytes", for_each(kernel));
-    report.reach(Goal::FlowMemory);
+    report.add("kernel memory for a flow, counted", "bytes", vec![counted]);
+    report.add("kernel memory for a flow, as they come", "bytes", vec![kernel]);
+    // Where others give memory back meanwhile, the kernel holds less than the map does.
+    report.reach(Goal::FlowMemory, kernel.max(counted));
 
     latencies(report, &mut plane, flows)?;
     let (mut walks, mut ends) = (Vec::new(), Vec::new());
