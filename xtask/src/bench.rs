@@ -48,10 +48,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// Measures all parts, one after the other, and puts them together. A part that fails keeps none of the others from being
 /// measured, and is missing in the report.
 fn all(arguments: &[String]) -> Result<()> {
-    let saves = matches!(arguments, [] | [_]) && arguments.iter().all(|one| one.starts_with("--save="))
-        || matches!(arguments, [save, _] if save == "--save");
     ensure!(
-        saves,
+        is_for_all(arguments),
         "`cargo xtask bench` takes only `--save FOLDER`; other options belong to a part, as in `cargo xtask bench packet --help`"
     );
     let mut failed = Vec::new();
@@ -71,6 +69,16 @@ fn all(arguments: &[String]) -> Result<()> {
     command::run(report()?.args(arguments))?;
     ensure!(failed.is_empty(), "these parts failed, see above: {}", failed.join(", "));
     Ok(())
+}
+
+/// Whether these options are understood by every part: at most a folder to save to.
+fn is_for_all(arguments: &[String]) -> bool {
+    match arguments {
+        [] => true,
+        [save] => save.starts_with("--save="),
+        [save, folder] => save == "--save" && !folder.starts_with('-'),
+        _ => false,
+    }
 }
 
 impl Part {
@@ -152,4 +160,18 @@ fn checks(arguments: &[String]) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["run", "--release", "--package", "lb-userspace", "--example", "health_load", "--"]);
     command::hand_over(cargo.args(arguments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_take_a_folder_and_nothing_else() {
+        let is_for_all =
+            |line: &str| is_for_all(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        assert!(is_for_all("") && is_for_all("--save docs") && is_for_all("--save=docs"));
+        assert!(!is_for_all("--rounds 3") && !is_for_all("--save") && !is_for_all("--save --rounds"));
+        assert!(!is_for_all("--save docs --rounds 3"));
+    }
 }

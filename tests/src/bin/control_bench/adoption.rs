@@ -8,11 +8,9 @@ use lb_common::{Addr4, Flow, FlowKey};
 use lb_tests::netns::{Config, Family, Lab, Lb, traffic, wait};
 
 use crate::flows::{AHEAD, Connections, fill, like};
-use crate::idle;
+use crate::idle::{self, PATIENCE};
 use crate::report::Report;
 
-/// How long anything may take before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The port of both echo services.
 const ECHO: u16 = 7;
 
@@ -24,7 +22,8 @@ pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()
     let family = Family::V4;
     let config = Config { interval_ms: 1000, ..Config::new(&lab, family) }.to_string();
     let config = config.replacen("[lb]\n", &format!("[lb]\nmax_connections = {}\n", flows + 1024), 1);
-    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    let lb = idle::start(&lab, &config)?;
+    lb.wait_for_rotation(3, PATIENCE)?;
     let (mut lb, time) = restart(&lab, lb, &config)?;
     report.add_times("adoption of no flow, from start to ready", &[time]);
 
@@ -49,7 +48,7 @@ pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()
 fn restart(lab: &Lab, lb: Lb, config: &str) -> Result<(Lb, Duration)> {
     lb.kill9()?;
     let begin = Instant::now();
-    let lb = Lb::start(&lab.balancer, config)?;
+    let lb = idle::start(lab, config)?;
     Ok((lb, begin.elapsed()))
 }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 
-/// What the kernel holds for itself, in bytes: small objects, those of each CPU, and large areas.
+/// What the kernel holds for itself, in bytes: small objects but caches of files, those of each CPU, and large areas.
 pub(crate) fn of_kernel() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo")?;
-    ["Slab:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name)).sum()
+    ["SUnreclaim:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name)).sum()
 }
 
 /// Resident memory of a process, in bytes (proc(5)).

@@ -8,13 +8,12 @@ use lb_tests::netns::{Lab, Lb, binary, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::idle::PATIENCE;
 use crate::memory;
 use crate::probe::{self, Loss};
 use crate::report::Report;
 use crate::service::{BACKENDS, SERVERS, Services, VIPS};
 
-/// How long anything may take before the measurement is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
 const CONFIG: &str = "/run/reload.toml";
 
 /// Measures with `listeners` listeners of 16 backends.

@@ -38,11 +38,9 @@ impl Report {
         self.add(what, MILLISECONDS, milliseconds.collect());
     }
 
-    /// Notes what was reached of a goal: the median of the last figure.
-    pub(crate) fn reach(&mut self, goal: Goal) {
-        if let Some(row) = self.rows.last() {
-            self.reached.insert(goal, row.value.median);
-        }
+    /// Notes what was reached of a goal.
+    pub(crate) fn reach(&mut self, goal: Goal, value: f64) {
+        self.reached.insert(goal, value);
     }
 }
 
@@ -65,7 +63,7 @@ impl Part for Report {
             "# What the controller takes\n\n\
              Written by `cargo xtask bench control --save docs/benchmarks`: the real `lb` in network namespaces, but for the tables, the \
              collector and the memory for flows, which are measured in a process of their own. Kernel memory is the growth of \
-             `Slab`, `Percpu` and `VmallocUsed` in `/proc/meminfo`; *counted* is what the kernel says of the map itself (`memlock` in \
+             `SUnreclaim`, `Percpu` and `VmallocUsed` in `/proc/meminfo`; *counted* is what the kernel says of the map itself (`memlock` in \
              its `fdinfo`). Flows are of IPv4, two entries each.\n\n\
              {machine}; median (least - most).\n\n\
              ![The times as a picture](control.svg)\n\n\
