@@ -131,9 +131,39 @@ fn every_verb_works_for_root_and_for_the_user_of_the_service() -> Result<()> {
         verb(host, USER, line)?.success()?;
         Lb::command(host, line)?.success()?;
     }
+    for line in ["events", "events --json", "history --json", "diagnose --json", "show --instance lb"] {
+        verb(host, USER, line)?.success()?;
+        Lb::command(host, line)?.success()?;
+    }
+    // These look into the maps themselves, which takes rights that the service has and its user by itself has not.
+    let explain = format!("explain --proto tcp --src 10.0.1.50:40000 --dst {}", Family::V4.vip_port(80));
+    for line in
+        ["connections", "connections --json --limit 1", &explain, &format!("doctor --config {CONFIG}")]
+    {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut as_service = lb_command(host, USER, CAPABILITIES);
+        as_service.args(&words);
+        let output = as_service.output()?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        // 1: the host is fit, with warnings.
+        let is_fine = output.status.success() || (words[0] == "doctor" && output.status.code() == Some(1));
+        ensure!(is_fine, "{line}: {}: {told}", output.status);
+        let as_root = Lb::command(host, line)?;
+        ensure!(as_root.status.success() || words[0] == "doctor", "{as_root:?}");
+    }
+    // On a terminal it runs until it is told to end.
+    let top = format!("{} {PROGRAM} top", as_user(USER, &[]).join(" "));
+    let shown = host.shell(&format!(
+        "stty_size='rows 24 cols 80'; (sleep 2; printf q) | script --quiet --return --command \"stty $stty_size; {top}\" /dev/null"
+    ))?;
+    let shown = shown.success()?.stdout;
+    ensure!(shown.contains("web-0"), "{shown:?}");
+
     // Not everybody's, and it says whose.
     let refused = verb(host, STRANGER, "status")?.exit_code(3)?;
     ensure!(refused.stderr.contains("only root and the user that `lb run` runs as"), "{refused:?}");
+    verb(host, USER, "detach")?.success()?;
+    verb(host, USER, "status")?.exit_code(4)?;
     Ok(())
 }
 
