@@ -169,9 +169,15 @@ impl Case {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
-    /// A case whose flows come again and again.
+    /// A case whose flows come again and again. Of many established ones each comes so often that what a program keeps of
+    /// the last moment has grown old in between, as it does in the long run.
     pub(crate) const fn repeated(subject: Subject, family: Family, flows: u32) -> Self {
-        Self { subject, family, flows, packets: if flows == 1 { MANY / 8 } else { MANY } }
+        let packets = match flows {
+            1 => MANY / 8,
+            MANY if subject.is_established() => 8 * MANY,
+            _ => MANY,
+        };
+        Self { subject, family, flows, packets }
     }
 
     /// Whether the packets meet memory that no cache holds.
