@@ -2,13 +2,14 @@
 //! it has none, [`translate`] its addresses and ports, and [`forward`] it to the next hop. Each step is a file
 //! of that name. What is not ours goes to the kernel untouched.
 //!
-//! The journey exists twice. `lb`, which is attached, takes the short way: plain packets of established flows, found in a
-//! [`cache`] of the last moment's by a handful of array lookups, which the kernel inlines, or else by one connection
-//! lookup. For everything else it calls the long way, `journey_v4` or `journey_v6`, which understands VLAN tags, options,
-//! extension headers and fragments, and decides what is dropped. A packet without a flow goes on to `begin_v4` or
-//! `begin_v6`, ICMP to `icmp_v4` or `icmp_v6`, and what the balancer answers itself to `reset_v4` or `reset_v6` (a RST), `error_v4` or `error_v6` (an ICMP
-//! error). These are tail calls: each program has a stack of its own and is verified by itself, and the short way stays short.
-//! [`explain`] says what would become of a packet by the same steps, without a trace.
+//! There are three ways to make it. The program that is attached, `lb`, first tries the [`express`] way, of plain packets whose
+//! flow is in a [`cache`] of the last moment's: a handful of array lookups, which the kernel inlines. Then the short way,
+//! of plain packets of established flows: one connection lookup. For everything else it calls the long way, `journey_v4` or `journey_v6`,
+//! which understands VLAN tags, options, extension headers and fragments, and decides what is dropped. A packet without a
+//! flow goes on to `begin_v4` or `begin_v6`, ICMP to `icmp_v4` or `icmp_v6`, and what the balancer answers itself to `reset_v4` or
+//! `reset_v6` (a RST), `error_v4` or `error_v6` (an ICMP error). These are tail calls: each program has a stack of its own and is
+//! verified by itself, and the short way stays short. [`explain`] says what would become of a packet by the same steps,
+//! without a trace.
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
