@@ -58,18 +58,32 @@ pub(crate) fn loss_during<T>(
 fn stream(target: SocketAddr, goes_on: &AtomicBool) -> Result<Loss> {
     let socket = connected(target)?;
     socket.set_read_timeout(Some(GRACE))?;
+    let is_sent = AtomicBool::new(false);
     thread::scope(|scope| {
-        let received = scope.spawn(|| (0..).take_while(|_: &u64| socket.recv(&mut [0; 64]).is_ok()).count());
+        let received = scope.spawn(|| {
+            let mut received = 0;
+            // A gap, however long, is not the end as long as more is sent.
+            loop {
+                let over = is_sent.load(Ordering::Relaxed);
+                match socket.recv(&mut [0; 64]) {
+                    Ok(_) => received += 1,
+                    Err(_) if over => return received,
+                    Err(_) => {}
+                }
+            }
+        });
         let begin = Instant::now();
         let mut sent = 0;
         while goes_on.load(Ordering::Relaxed) {
-            socket.send(b"?")?;
+            // An ICMP error that an earlier one has met is told here; the datagram counts as lost all the same.
+            let _ = socket.send(b"?");
             sent += 1;
             let due = begin + PACE * sent;
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-        let received = received.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok(Loss { sent: sent.into(), lost: u64::from(sent).saturating_sub(received as u64) })
+        is_sent.store(true, Ordering::Relaxed);
+        let received: u64 = received.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(Loss { sent: sent.into(), lost: u64::from(sent).saturating_sub(received) })
     })
 }
 
