@@ -1,0 +1,150 @@
+//! The highest rate at which at most one frame of a hundred is lost.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lb_common::traffic::{CHECK, ECHO};
+use serde::Serialize;
+
+use crate::frames::Plan;
+use crate::peer::Peer;
+use crate::site::Site;
+
+/// The part that may be lost.
+const LOSS: f64 = 0.01;
+/// Frames each second while flows are made; slow enough for every peer.
+const WARM_UP: f64 = 150_000.0;
+/// How often the range of rates is halved: it ends narrower than a hundredth of the rate.
+const HALVINGS: u32 = 7;
+/// The range that is searched, in what arrives when more is sent than can be forwarded.
+const RANGE: [f64; 2] = [0.3, 1.3];
+/// Below this part of the rate that was asked for, the sender has not kept up.
+const KEPT_UP: f64 = 0.97;
+
+/// Where the frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To the backend, which drops them.
+    There,
+    /// To the backend and back to the client.
+    ThereAndBack,
+}
+
+/// What came of sending for a while.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Trial {
+    /// Frames each second, as sent.
+    pub(crate) offered: f64,
+    /// Frames each second, as arrived.
+    pub(crate) arrived: f64,
+    /// Whether more was asked for than the sender could send.
+    pub(crate) is_limited: bool,
+}
+
+impl Trial {
+    fn loss(&self) -> f64 {
+        1.0 - self.arrived / self.offered
+    }
+}
+
+/// A search.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Highest {
+    /// The best trial that lost little enough.
+    pub(crate) best: Trial,
+    /// What arrived when as much as possible was sent.
+    pub(crate) flooded: Trial,
+}
+
+impl Site {
+    /// Searches by offered rate.
+    pub(crate) fn highest_rate(&mut self, way: Way, flows: u32, time: Duration) -> Result<Highest> {
+        self.warm_up(way, flows)?;
+        let flooded = self.trial(way, flows, f64::INFINITY, time)?;
+        let [mut low, mut high] = RANGE.map(|part| part * flooded.arrived);
+        let mut best = None;
+        for _ in 0..HALVINGS {
+            let rate = f64::midpoint(low, high);
+            // A second time, since whatever keeps the CPU from working for a moment costs frames.
+            let mut trial = self.trial(way, flows, rate, time)?;
+            if trial.loss() > LOSS {
+                trial = self.trial(way, flows, rate, time)?;
+            }
+            if trial.loss() > LOSS {
+                high = rate;
+                continue;
+            }
+            low = rate;
+            if best.is_none_or(|best: Trial| best.arrived < trial.arrived) {
+                best = Some(trial);
+            }
+            if trial.is_limited {
+                break;
+            }
+        }
+        let Some(best) = best else {
+            anyhow::bail!("at no rate from {low:.0} frames each second on was less than 1 % lost");
+        };
+        Ok(Highest { best, flooded })
+    }
+
+    /// Makes the flows known, two frames each in a row: to the balancer a flow of one is not worth keeping.
+    pub(crate) fn warm_up(&mut self, way: Way, flows: u32) -> Result<()> {
+        self.attach(way, 0)?;
+        let frames = 2 * u64::from(flows);
+        let plan = Plan { flows, row: 2, rate: WARM_UP, frames, time: Duration::from_secs(5) };
+        self.sender.send(&plan, self.peer == Peer::Routing)?;
+        self.end(way).settled()?;
+        Ok(())
+    }
+
+    fn trial(&mut self, way: Way, flows: u32, rate: f64, time: Duration) -> Result<Trial> {
+        let before = self.end(way).arrivals()?;
+        let plan = Plan { flows, row: 1, rate, frames: u64::MAX, time };
+        let sent = self.sender.send(&plan, self.peer == Peer::Routing)?;
+        let arrived = self.end(way).settled()?.frames - before.frames;
+        ensure!(arrived <= sent.frames, "{} frames were sent, but {arrived} arrived", sent.frames);
+        let seconds = sent.time.as_secs_f64();
+        let offered = sent.frames as f64 / seconds;
+        let is_limited = rate.is_finite() && offered < KEPT_UP * rate;
+        Ok(Trial { offered, arrived: arrived as f64 / seconds, is_limited })
+    }
+
+    /// Sends slowly, looks at the checksums of all that arrives, and at what lb has counted. Nothing may be lost.
+    pub(crate) fn check_frames(&mut self, way: Way, flows: u32) -> Result<()> {
+        self.attach(way, CHECK)?;
+        let frames = 2 * u64::from(flows);
+        let (counted, before) = (self.running.counted()?, self.end(way).arrivals()?);
+        let plan = Plan { flows, row: 2, rate: WARM_UP / 3.0, frames, time: Duration::from_secs(10) };
+        let sent = self.sender.send(&plan, self.peer == Peer::Routing)?.frames;
+        let after = self.end(way).settled()?;
+        let (arrived, wrong) = (after.frames - before.frames, after.wrong - before.wrong);
+        ensure!(sent == frames && arrived == sent, "{arrived} frames arrived of {sent} that were sent");
+        ensure!(wrong == 0, "{wrong} of {arrived} frames arrived with a wrong checksum");
+        let counted = self.running.counted()?.zip(counted).map(|(after, before)| after.since(&before));
+        if let Some(counted) = counted {
+            let expected = if way == Way::There { sent } else { 2 * sent };
+            ensure!(
+                counted.packets == expected,
+                "lb counted {} packets, expected were {expected}",
+                counted.packets
+            );
+            ensure!(counted.new_flows <= flows.into(), "lb made {} flows of {flows}", counted.new_flows);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, way: Way, duty: u32) -> Result<()> {
+        let echo = if way == Way::There { 0 } else { ECHO };
+        self.backend_end.attach(duty | echo)?;
+        self.client_end.attach(duty)
+    }
+
+    /// Where what has gone all the way arrives.
+    fn end(&self, way: Way) -> &crate::frames::End {
+        match way {
+            Way::There => &self.backend_end,
+            Way::ThereAndBack => &self.client_end,
+        }
+    }
+}
