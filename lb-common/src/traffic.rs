@@ -18,6 +18,8 @@ pub struct Order {
     pub interval_ns: u64,
     /// Frames in all.
     pub frames: u64,
+    /// Nanoseconds after the first frame at which the last has to be sent.
+    pub time_ns: u64,
     /// Frames in a burst.
     pub burst: u32,
     /// Flows that the frames are of.
@@ -39,6 +41,10 @@ pub struct Order {
 pub struct Progress {
     /// When the next burst is due, as `bpf_ktime_get_ns` tells the time.
     pub due: u64,
+    /// When the first burst was sent; 0: not yet.
+    pub begun: u64,
+    /// When the last burst was sent.
+    pub last: u64,
     /// Frames sent.
     pub sent: u64,
     /// Frames of the running burst still to be sent.
@@ -68,6 +74,6 @@ pub const ECHO: u32 = 1 << 1;
 
 pod!(Order, Progress, Arrivals);
 
-const _: () = assert!(size_of::<Order>() == 104);
-const _: () = assert!(size_of::<Progress>() == 32);
+const _: () = assert!(size_of::<Order>() == 112);
+const _: () = assert!(size_of::<Progress>() == 48);
 const _: () = assert!(size_of::<Arrivals>() == 16);

@@ -57,9 +57,14 @@ fn next_frame(ctx: &XdpContext) -> Option<u32> {
     if progress.left == 0 {
         // SAFETY: the helper only reads the clock.
         let now = unsafe { bpf_ktime_get_ns() };
-        if now < progress.due || progress.sent >= order.frames {
+        if progress.begun == 0 {
+            progress.begun = now;
+        }
+        let is_over = now - progress.begun >= order.time_ns || progress.sent >= order.frames;
+        if is_over || now < progress.due {
             return Some(XDP_DROP);
         }
+        progress.last = now;
         progress.due = progress.due.max(now.saturating_sub(MADE_UP_NS)) + order.interval_ns;
         progress.left = order.burst;
     }

@@ -38,10 +38,16 @@ pub(crate) fn keep_on(thread: i32, cpu: usize) -> Result<()> {
         .with_context(|| format!("cannot keep thread {thread} on CPU {cpu}"))
 }
 
-/// Sets how nice a thread is to others, from -20 to 19; 0 is the calling one.
-pub(crate) fn set_nice(thread: i32, nice: i32) -> Result<()> {
-    // SAFETY: the call takes numbers only.
-    let outcome = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread.cast_unsigned(), nice) };
+/// How urgent it is to take packets.
+pub(crate) const PACKETS: i32 = 2;
+/// How urgent everything else here is. Whatever else the machine does can wait.
+pub(crate) const PROGRAMS: i32 = 1;
+
+/// Lets a thread run before all that is less urgent (SCHED_FIFO); 0 is the calling one, and those it will start.
+pub(crate) fn make_urgent(thread: i32, urgency: i32) -> Result<()> {
+    let parameter = libc::sched_param { sched_priority: urgency };
+    // SAFETY: the parameter outlives the call, which only reads it.
+    let outcome = unsafe { libc::sched_setscheduler(thread, libc::SCHED_FIFO, &raw const parameter) };
     Errno::result(outcome).map(drop).with_context(|| format!("cannot set the priority of thread {thread}"))
 }
 

@@ -16,15 +16,17 @@ use lb_common::traffic::{Arrivals, FRAME_WORDS, Order, PORT, Progress};
 use lb_tests::netns::{Host, wait};
 use nix::net::if_::if_nametoindex;
 
-use crate::cores::set_nice;
 use crate::site::{FLOWS, VIP};
 
 /// Frames that leave together.
 const BURST: u32 = 16;
 /// Frames that the kernel makes at a time; between them it looks whether someone else has to run.
 const BATCH: u32 = 64;
-/// Repetitions of one call: some milliseconds.
-const REPETITIONS: u32 = 1 << 16;
+/// Repetitions of the program each second, hardly ever more. Beginning and ending a call takes the kernel milliseconds
+/// (it waits for RCU), so that one call should do.
+const REPETITIONS: f64 = 2.2e7;
+/// Repetitions of one call, at least.
+const MIN_REPETITIONS: f64 = 10_000.0;
 /// Bytes of headers before the payload.
 const HEADERS: usize = 42;
 /// TTL of what is sent.
@@ -86,6 +88,7 @@ impl Sender {
             frame: std::array::from_fn(|index| u64::from_ne_bytes(words[index])),
             interval_ns,
             frames: plan.frames,
+            time_ns: plan.time.as_nanos() as u64,
             burst: if plan.frames < u64::from(BURST) { 1 } else { BURST },
             flows: plan.flows,
             step: step(plan.flows),
@@ -95,24 +98,29 @@ impl Sender {
         };
         self.order.set(0, order, 0)?;
         self.progress.set(0, Progress::default(), 0)?;
+        let needed = if plan.rate.is_finite() { plan.frames as f64 / plan.rate } else { f64::INFINITY };
+        let expected = needed.min(plan.time.as_secs_f64());
+        let repeat = (expected * REPETITIONS).max(MIN_REPETITIONS) as u32;
         let (host, progress, object) = (&self.host, &self.progress, &mut self.object);
-        let time = host.enter(|| {
-            // Whoever takes what arrives comes first; this thread takes what is left of the CPU.
-            set_nice(0, 19)?;
-            let begin = Instant::now();
-            let send = program(object, "send")?;
-            while begin.elapsed() < plan.time && progress.get(&0, 0)?.sent < plan.frames {
+        host.enter(|| {
+            let (begin, send) = (Instant::now(), program(object, "send")?);
+            loop {
                 let options = TestRunOptions {
                     data_in: Some(&frame),
-                    repeat: REPETITIONS,
+                    repeat,
                     attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
                     ..TestRunOptions::new()
                 };
                 send.test_run(options).context("BPF_PROG_TEST_RUN failed")?;
+                let so_far = progress.get(&0, 0)?;
+                let is_over = so_far.last - so_far.begun >= plan.time.as_nanos() as u64;
+                if so_far.sent >= plan.frames || is_over || begin.elapsed() >= plan.time {
+                    return Ok(());
+                }
             }
-            Ok(begin.elapsed())
         })?;
-        Ok(Sent { frames: self.progress.get(&0, 0)?.sent, time })
+        let Progress { sent, begun, last, .. } = self.progress.get(&0, 0)?;
+        Ok(Sent { frames: sent, time: Duration::from_nanos(last - begun) })
     }
 
     /// The frame of flow 0. Its identification and the first bytes of its payload balance what differs from flow to flow.

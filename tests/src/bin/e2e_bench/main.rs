@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use lb_tests::netns::Net;
 
-use crate::cores::{Cores, keep_on};
+use crate::cores::{Cores, PROGRAMS, keep_on, make_urgent};
 use crate::measure::{Run, Times};
 use crate::peer::Peer;
 use crate::rate::Way;
@@ -87,6 +87,7 @@ fn main() -> Result<()> {
     let begin = Instant::now();
     let cores = Cores::choose()?;
     keep_on(0, cores.traffic)?;
+    make_urgent(0, PROGRAMS)?;
     eprintln!("the balancer has CPU {}, everything else CPU {}", cores.balancer, cores.traffic);
     let net = Net::new()?;
     let sites: Result<Vec<Site>> =

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::netns::{Host, Net};
 
-use crate::cores::{Cores, Work, keep_on, kernel_threads, set_nice};
+use crate::cores::{Cores, PACKETS, Work, keep_on, kernel_threads, make_urgent};
 use crate::frames::{End, Sender};
 use crate::peer::{Peer, Running};
 
@@ -108,7 +108,7 @@ impl Site {
             for thread in napi_threads(end)? {
                 keep_on(thread, cpu)?;
                 // Else what makes traffic would keep what takes it from its work.
-                set_nice(thread, if cpu == self.cores.traffic { -20 } else { 0 })?;
+                make_urgent(thread, PACKETS)?;
             }
         }
         Ok(())
