@@ -38,10 +38,11 @@ pub(crate) fn keep_on(thread: i32, cpu: usize) -> Result<()> {
         .with_context(|| format!("cannot keep thread {thread} on CPU {cpu}"))
 }
 
-/// How urgent it is to take packets.
-pub(crate) const PACKETS: i32 = 2;
-/// How urgent everything else here is. Whatever else the machine does can wait.
+/// How urgent programs are. Whatever else the machine does can wait.
 pub(crate) const PROGRAMS: i32 = 1;
+/// How urgent it is to take packets, by how many cables they have come over: the further they are, the more work was
+/// put into them.
+pub(crate) const PACKETS: [i32; 4] = [2, 3, 4, 5];
 
 /// Lets a thread run before all that is less urgent (SCHED_FIFO); 0 is the calling one, and those it will start.
 pub(crate) fn make_urgent(thread: i32, urgency: i32) -> Result<()> {

@@ -143,7 +143,7 @@ fn translate(host: &Host, names: &Names, masquerade: bool) -> Result<Running> {
 const UDP_IDLE_S: u32 = 600;
 
 fn haproxy(host: &Host, cpu: usize) -> Result<Running> {
-    let mut text = "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
+    let mut text = "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
                     timeout client 60s\n  timeout server 60s\n"
         .to_owned();
     for port in [REQUEST_PORT, BULK_PORT] {
@@ -159,7 +159,7 @@ fn haproxy(host: &Host, cpu: usize) -> Result<Running> {
 fn nginx(host: &Host, cpu: usize) -> Result<Running> {
     let mut text = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\ndaemon off;\n\
                     worker_processes 1;\npid /run/nginx.pid;\nerror_log stderr error;\n\
-                    events { worker_connections 20000; }\nstream {\n"
+                    events { worker_connections 8000; }\nstream {\n"
         .to_owned();
     for port in [REQUEST_PORT, BULK_PORT] {
         let servers: String = BACKENDS.iter().map(|address| format!(" server {address}:{port};")).collect();

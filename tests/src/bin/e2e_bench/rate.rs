@@ -17,9 +17,9 @@ const WARM_UP: f64 = 150_000.0;
 /// Frames each second at which none may be lost, however busy the machine is.
 const CHECK_RATE: f64 = 10_000.0;
 /// How often the range of rates is halved: it ends narrower than a hundredth of the rate.
-const HALVINGS: u32 = 7;
-/// The range that is searched, in what arrives when more is sent than can be forwarded.
-const RANGE: [f64; 2] = [0.3, 1.3];
+const HALVINGS: u32 = 8;
+/// The highest rate that is tried, in what arrives when more is sent than can be forwarded.
+const HIGHEST: f64 = 1.4;
 /// Below this part of the rate that was asked for, the sender has not kept up.
 const KEPT_UP: f64 = 0.97;
 
@@ -63,7 +63,7 @@ impl Site {
     pub(crate) fn highest_rate(&mut self, way: Way, flows: u32, time: Duration) -> Result<Highest> {
         self.warm_up(way, flows)?;
         let flooded = self.trial(way, flows, f64::INFINITY, time)?;
-        let [mut low, mut high] = RANGE.map(|part| part * flooded.arrived);
+        let (mut low, mut high) = (0.0, HIGHEST * flooded.arrived);
         let mut best = None;
         for _ in 0..HALVINGS {
             let rate = f64::midpoint(low, high);
@@ -85,7 +85,7 @@ impl Site {
             }
         }
         let Some(best) = best else {
-            anyhow::bail!("at no rate from {low:.0} frames each second on was less than 1 % lost");
+            anyhow::bail!("even at {high:.0} frames each second more than 1 % were lost");
         };
         Ok(Highest { best, flooded })
     }

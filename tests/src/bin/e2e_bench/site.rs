@@ -99,16 +99,12 @@ impl Site {
     pub(crate) fn start(&mut self) -> Result<()> {
         self.running = self.peer.start(&self.balancer, &self.names, self.cores.balancer)?;
         let Names { client, front, rear, backend } = &self.names;
-        for (end, cpu) in [
-            (client, self.cores.traffic),
-            (backend, self.cores.traffic),
-            (front, self.cores.balancer),
-            (rear, self.cores.balancer),
-        ] {
+        let Cores { balancer, traffic } = self.cores;
+        let ends = [(front, balancer), (backend, traffic), (rear, balancer), (client, traffic)];
+        for ((end, cpu), urgency) in ends.into_iter().zip(PACKETS) {
             for thread in napi_threads(end)? {
                 keep_on(thread, cpu)?;
-                // Else what makes traffic would keep what takes it from its work.
-                make_urgent(thread, PACKETS)?;
+                make_urgent(thread, urgency)?;
             }
         }
         Ok(())
