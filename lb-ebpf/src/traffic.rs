@@ -17,14 +17,14 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::PROTO_UDP;
-use lb_common::traffic::{Arrivals, CHECK, ECHO, FRAME_WORDS, Order, PORT, Progress};
+use lb_common::traffic::{Arrivals, BATCH, BLIND, CHECK, ECHO, FRAME_WORDS, Order, PORT, Progress};
 
 use crate::lay::{FIELDS_V4, lay_headers};
 
 /// Bytes of a frame.
 const FRAME: usize = FRAME_WORDS * 8;
 
-/// How much of the time that was lost by not being run is made up for. More would come as one burst that no queue holds.
+/// How much of the time that was lost by not being run is made up for. More would come at once, and no queue holds that.
 const MADE_UP_NS: u64 = 20_000;
 
 /// What to send.
@@ -54,21 +54,23 @@ fn next_frame(ctx: &XdpContext) -> Option<u32> {
     let order = ORDER.get(0)?;
     // SAFETY: it points into the map's value; the benchmark sends on one CPU at a time and reads it afterwards.
     let progress = unsafe { &mut *PROGRESS.get_ptr_mut(0)? };
-    if progress.left == 0 {
+    if progress.turn % BATCH == 0 {
         // SAFETY: the helper only reads the clock.
         let now = unsafe { bpf_ktime_get_ns() };
         if progress.begun == 0 {
             progress.begun = now;
         }
-        let is_over = now - progress.begun >= order.time_ns || progress.sent >= order.frames;
-        if is_over || now < progress.due {
-            return Some(XDP_DROP);
+        let is_due = now >= progress.due && now - progress.begun < order.time_ns;
+        progress.is_sending = u32::from(is_due);
+        if is_due {
+            progress.last = now;
+            progress.due = progress.due.max(now.saturating_sub(MADE_UP_NS)) + order.interval_ns;
         }
-        progress.last = now;
-        progress.due = progress.due.max(now.saturating_sub(MADE_UP_NS)) + order.interval_ns;
-        progress.left = order.burst;
     }
-    progress.left -= 1;
+    progress.turn = progress.turn.wrapping_add(1);
+    if progress.is_sending == 0 || progress.sent >= order.frames {
+        return Some(XDP_DROP);
+    }
     progress.sent += 1;
     lay_headers::<FRAME_WORDS>(ctx, &FIELDS_V4, &order.frame, progress.flow)?;
     progress.of_flow += 1;
@@ -91,8 +93,15 @@ pub(crate) fn receive(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn arrival(ctx: &XdpContext) -> Option<u32> {
     let packet = ctx.data();
+    let duty = *DUTY.get(0)?;
+    // SAFETY: it points into this CPU's value.
+    let arrivals = unsafe { &mut *ARRIVALS.get_ptr_mut(0)? };
     if packet + FRAME > ctx.data_end() {
         return None;
+    }
+    if duty & BLIND != 0 && packet + FRAME == ctx.data_end() {
+        arrivals.frames += 1;
+        return Some(XDP_DROP);
     }
     // SAFETY: within the bytes just checked, and nothing else writes to them; any bytes are valid.
     let frame = unsafe { &mut *(packet as *mut [u8; FRAME]) };
@@ -101,9 +110,6 @@ fn arrival(ctx: &XdpContext) -> Option<u32> {
     if !is_udp || !ports.contains(&PORT) {
         return None;
     }
-    let duty = *DUTY.get(0)?;
-    // SAFETY: it points into this CPU's value.
-    let arrivals = unsafe { &mut *ARRIVALS.get_ptr_mut(0)? };
     arrivals.frames += 1;
     if duty & CHECK != 0 && !is_intact(frame) {
         arrivals.wrong += 1;

@@ -12,19 +12,15 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{EbpfLoader, TestRunAttrs};
 use etherparse::PacketBuilder;
-use lb_common::traffic::{Arrivals, FRAME_WORDS, Order, PORT, Progress};
+use lb_common::traffic::{Arrivals, BATCH, FRAME_WORDS, Order, PORT, Progress};
 use lb_tests::netns::{Host, wait};
 use nix::net::if_::if_nametoindex;
 
 use crate::site::{FLOWS, VIP};
 
-/// Frames that leave together.
-const BURST: u32 = 16;
-/// Frames that the kernel makes at a time; between them it looks whether someone else has to run.
-const BATCH: u32 = 64;
 /// Repetitions of the program each second, hardly ever more. Beginning and ending a call takes the kernel milliseconds
 /// (it waits for RCU), so that one call should do.
-const REPETITIONS: f64 = 2.2e7;
+const REPETITIONS: f64 = 6e7;
 /// Repetitions of one call, at least.
 const MIN_REPETITIONS: f64 = 10_000.0;
 /// Bytes of headers before the payload.
@@ -83,31 +79,29 @@ impl Sender {
         let destination = if to_backend { crate::site::BACKENDS[0] } else { VIP };
         let frame = self.frame(destination.octets())?;
         let (words, _) = frame.as_chunks::<8>();
-        let interval_ns = if plan.rate.is_finite() { (f64::from(BURST) * 1e9 / plan.rate) as u64 } else { 0 };
+        let interval_ns = if plan.rate.is_finite() { (f64::from(BATCH) * 1e9 / plan.rate) as u64 } else { 0 };
         let order = Order {
             frame: std::array::from_fn(|index| u64::from_ne_bytes(words[index])),
             interval_ns,
             frames: plan.frames,
             time_ns: plan.time.as_nanos() as u64,
-            burst: if plan.frames < u64::from(BURST) { 1 } else { BURST },
             flows: plan.flows,
             step: step(plan.flows),
             row: plan.row,
             interface: self.interface,
-            pad: 0,
         };
         self.order.set(0, order, 0)?;
         self.progress.set(0, Progress::default(), 0)?;
         let needed = if plan.rate.is_finite() { plan.frames as f64 / plan.rate } else { f64::INFINITY };
         let expected = needed.min(plan.time.as_secs_f64());
-        let repeat = (expected * REPETITIONS).max(MIN_REPETITIONS) as u32;
+        let batches = (expected * REPETITIONS).max(MIN_REPETITIONS) as u32 / BATCH;
         let (host, progress, object) = (&self.host, &self.progress, &mut self.object);
         host.enter(|| {
             let (begin, send) = (Instant::now(), program(object, "send")?);
             loop {
                 let options = TestRunOptions {
                     data_in: Some(&frame),
-                    repeat,
+                    repeat: batches * BATCH,
                     attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
                     ..TestRunOptions::new()
                 };

@@ -37,7 +37,8 @@ impl Goal {
         let reached = measured.ratio(self.figure, Peer::LbNative, self.peer);
         let median = reached.median;
         let is_met = if self.figure.is_cost() { median <= self.target } else { median >= self.target };
-        Outcome { goal: self, reached, is_met }
+        let is_limited = measured.is_limited(self.figure, Peer::LbNative);
+        Outcome { goal: self, reached, is_met, is_limited }
     }
 }
 
@@ -48,17 +49,23 @@ pub(crate) struct Outcome {
     goal: Goal,
     reached: Summary,
     is_met: bool,
+    /// lb could have forwarded more than could be sent.
+    is_limited: bool,
 }
 
 impl Outcome {
     /// Figure, target, what was reached, and the verdict.
     pub(crate) fn words(&self) -> [String; 4] {
-        let Self { goal: Goal { figure, peer, target }, reached, is_met } = self;
+        let Self { goal: Goal { figure, peer, target }, reached, is_met, is_limited } = self;
         let bound = if figure.is_cost() { "at most" } else { "at least" };
-        let verdict = if *is_met {
+        let verdict = if reached.median.is_nan() {
+            "not measured".to_owned()
+        } else if *is_met {
             "met".to_owned()
         } else {
-            format!("missed by {:.0} %", (reached.median / target - 1.0).abs() * 100.0)
+            let by = (reached.median / target - 1.0).abs() * 100.0;
+            let why = if *is_limited { ", but no more could be sent" } else { "" };
+            format!("missed by {by:.0} %{why}")
         };
         let Summary { median, least, most } = reached;
         [

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::peer::Peer;
-use crate::rate::Way;
+use crate::rate::{Highest, Way};
 use crate::site::Site;
 use crate::tcp::Servers;
 
@@ -21,6 +21,12 @@ pub(crate) enum Figure {
     ManyFlows,
     /// Datagrams to the backend and back, of a thousand flows.
     Echo,
+    /// The balancer's time for a datagram of one flow.
+    OneFlowCost,
+    /// The same, of a thousand flows.
+    ThousandFlowsCost,
+    /// The same, of a hundred thousand.
+    ManyFlowsCost,
     /// Short TCP connections.
     Connections,
     /// The balancer's time for one of them.
@@ -39,11 +45,14 @@ pub(crate) enum Figure {
 
 impl Figure {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::OneFlow,
         Self::ThousandFlows,
         Self::ManyFlows,
         Self::Echo,
+        Self::OneFlowCost,
+        Self::ThousandFlowsCost,
+        Self::ManyFlowsCost,
         Self::Connections,
         Self::ConnectionCost,
         Self::ConnectionCpu,
@@ -60,6 +69,9 @@ impl Figure {
             Self::ThousandFlows => "UDP one way, 1,000 flows",
             Self::ManyFlows => "UDP one way, 100,000 flows",
             Self::Echo => "UDP there and back, 1,000 flows",
+            Self::OneFlowCost => "balancer's CPU time for a datagram, 1 flow",
+            Self::ThousandFlowsCost => "balancer's CPU time for a datagram, 1,000 flows",
+            Self::ManyFlowsCost => "balancer's CPU time for a datagram, 100,000 flows",
             Self::Connections => "short TCP connections",
             Self::ConnectionCost => "balancer's CPU time for a short connection",
             Self::ConnectionCpu => "the same from /proc/stat",
@@ -74,6 +86,7 @@ impl Figure {
     pub(crate) const fn unit(self) -> &'static str {
         match self {
             Self::OneFlow | Self::ThousandFlows | Self::ManyFlows | Self::Echo => "Mpps",
+            Self::OneFlowCost | Self::ThousandFlowsCost | Self::ManyFlowsCost => "ns",
             Self::Connections => "1,000/s",
             Self::ConnectionCost | Self::ConnectionCpu | Self::MedianLatency | Self::TailLatency => "µs",
             Self::Bulk => "Gbit/s",
@@ -85,7 +98,10 @@ impl Figure {
     pub(crate) const fn is_cost(self) -> bool {
         matches!(
             self,
-            Self::ConnectionCost
+            Self::OneFlowCost
+                | Self::ThousandFlowsCost
+                | Self::ManyFlowsCost
+                | Self::ConnectionCost
                 | Self::ConnectionCpu
                 | Self::MedianLatency
                 | Self::TailLatency
@@ -159,13 +175,24 @@ impl Run {
 #[derive(Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) figures: Vec<(Figure, f64)>,
-    /// The rate is what could be sent: the balancer may be able to do more.
-    pub(crate) is_limited: bool,
+    /// The figure that is what could be sent: the balancer may be able to do more.
+    pub(crate) limited: Option<Figure>,
+    /// How a rate was found.
+    pub(crate) search: Option<Highest>,
 }
 
 fn datagrams(site: &mut Site, figure: Figure, way: Way, flows: u32, times: &Times) -> Result<Sample> {
     let highest = site.highest_rate(way, flows, times.trial)?;
-    Ok(Sample { figures: vec![(figure, highest.best.arrived / 1e6)], is_limited: highest.best.is_limited })
+    let best = highest.best;
+    let cost = match figure {
+        Figure::OneFlow => Some(Figure::OneFlowCost),
+        Figure::ThousandFlows => Some(Figure::ThousandFlowsCost),
+        Figure::ManyFlows => Some(Figure::ManyFlowsCost),
+        _ => None,
+    };
+    let cost = cost.map(|figure| (figure, best.cost_ns));
+    let figures = std::iter::once((figure, best.arrived / 1e6)).chain(cost).collect();
+    Ok(Sample { figures, limited: best.is_limited.then_some(figure), search: Some(highest) })
 }
 
 fn connections(site: &mut Site, times: &Times) -> Result<Sample> {
@@ -176,7 +203,7 @@ fn connections(site: &mut Site, times: &Times) -> Result<Sample> {
             (Figure::ConnectionCost, pace.cost / 1e3),
             (Figure::ConnectionCpu, pace.cost_of_cpu / 1e3),
         ],
-        is_limited: false,
+        ..Sample::default()
     })
 }
 
@@ -188,7 +215,7 @@ fn requests(site: &mut Site, times: &Times) -> Result<Sample> {
     };
     Ok(Sample {
         figures: vec![(Figure::MedianLatency, at(0.5)?), (Figure::TailLatency, at(0.99)?)],
-        is_limited: false,
+        ..Sample::default()
     })
 }
 
@@ -197,5 +224,5 @@ fn bulk(site: &mut Site, servers: &Servers, times: &Times) -> Result<Sample> {
     let bits = pace.rate * 8.0;
     // Nanoseconds for a byte are as many eighths of a second for a gigabit.
     let figures = vec![(Figure::Bulk, bits / 1e9), (Figure::BulkCost, pace.cost / 8.0 * 1e3)];
-    Ok(Sample { figures, is_limited: false })
+    Ok(Sample { figures, ..Sample::default() })
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lb_common::traffic::{CHECK, ECHO};
+use anyhow::{Context as _, Result, ensure};
+use lb_common::traffic::{BLIND, CHECK, ECHO};
 use serde::Serialize;
 
-use crate::frames::Plan;
+use crate::cores::Work;
+use crate::frames::{End, Plan};
 use crate::peer::{Counted, Peer};
 use crate::site::{PATIENCE, Site};
 
@@ -39,6 +40,10 @@ pub(crate) struct Trial {
     pub(crate) offered: f64,
     /// Frames each second, as arrived.
     pub(crate) arrived: f64,
+    /// Nanoseconds of the balancer's threads for a frame that arrived.
+    pub(crate) cost_ns: f64,
+    /// The part of the time in which they ran.
+    pub(crate) busy: f64,
     /// Whether more was asked for than the sender could send.
     pub(crate) is_limited: bool,
 }
@@ -62,37 +67,38 @@ impl Site {
     /// Searches by offered rate.
     pub(crate) fn highest_rate(&mut self, way: Way, flows: u32, time: Duration) -> Result<Highest> {
         self.warm_up(way, flows)?;
-        let flooded = self.trial(way, flows, f64::INFINITY, time)?;
+        let work = self.work()?;
+        let mut trial = |rate| self.trial(way, flows, rate, time, &work);
+        let flooded = trial(f64::INFINITY)?;
         let (mut low, mut high) = (0.0, HIGHEST * flooded.arrived);
-        let mut best = None;
+        let mut best: Option<Trial> = None;
         for _ in 0..HALVINGS {
             let rate = f64::midpoint(low, high);
-            // A second time, since whatever keeps the CPU from working for a moment costs frames.
-            let mut trial = self.trial(way, flows, rate, time)?;
-            if trial.loss() > LOSS {
-                trial = self.trial(way, flows, rate, time)?;
+            // A second time, since whatever keeps a CPU from working for a moment costs frames.
+            let mut now = trial(rate)?;
+            if now.loss() > LOSS || now.is_limited {
+                now = trial(rate)?;
             }
-            if trial.loss() > LOSS {
+            if now.loss() > LOSS {
                 high = rate;
                 continue;
             }
             low = rate;
-            if best.is_none_or(|best: Trial| best.arrived < trial.arrived) {
-                best = Some(trial);
+            if best.is_none_or(|best| best.arrived < now.arrived) {
+                best = Some(now);
             }
-            if trial.is_limited {
+            if now.is_limited {
                 break;
             }
         }
-        let Some(best) = best else {
-            anyhow::bail!("even at {high:.0} frames each second more than 1 % were lost");
-        };
+        let best =
+            best.with_context(|| format!("even at {high:.0} frames each second more than 1 % were lost"))?;
         Ok(Highest { best, flooded })
     }
 
     /// Makes the flows known, two frames each in a row: to the balancer a flow of one is not worth keeping.
-    pub(crate) fn warm_up(&mut self, way: Way, flows: u32) -> Result<()> {
-        self.attach(way, 0)?;
+    fn warm_up(&mut self, way: Way, flows: u32) -> Result<()> {
+        self.attach(way, BLIND)?;
         let frames = 2 * u64::from(flows);
         let plan = Plan { flows, row: 2, rate: WARM_UP, frames, time: Duration::from_secs(5) };
         self.sender.send(&plan, self.peer == Peer::Routing)?;
@@ -100,19 +106,26 @@ impl Site {
         Ok(())
     }
 
-    fn trial(&mut self, way: Way, flows: u32, rate: f64, time: Duration) -> Result<Trial> {
-        let before = self.end(way).arrivals()?;
+    fn trial(&mut self, way: Way, flows: u32, rate: f64, time: Duration, work: &Work) -> Result<Trial> {
+        let (before, idle) = (self.end(way).arrivals()?, work.so_far()?);
         let plan = Plan { flows, row: 1, rate, frames: u64::MAX, time };
         let sent = self.sender.send(&plan, self.peer == Peer::Routing)?;
         let arrived = self.end(way).settled()?.frames - before.frames;
+        let (worked, _) = work.so_far()?.since(&idle);
         ensure!(arrived <= sent.frames, "{} frames were sent, but {arrived} arrived", sent.frames);
         let seconds = sent.time.as_secs_f64();
         let offered = sent.frames as f64 / seconds;
-        let is_limited = rate.is_finite() && offered < KEPT_UP * rate;
+        let trial = Trial {
+            offered,
+            arrived: arrived as f64 / seconds,
+            cost_ns: worked.as_secs_f64() * 1e9 / arrived.max(1) as f64,
+            busy: worked.as_secs_f64() / seconds,
+            is_limited: rate.is_finite() && offered < KEPT_UP * rate,
+        };
         if std::env::var_os("E2E_TRACE").is_some() {
-            eprintln!("  {flows} {rate:.0}: sent {} arrived {arrived} in {seconds:.3}", sent.frames);
+            eprintln!("  {flows} {rate:.0}: {trial:.3?}");
         }
-        Ok(Trial { offered, arrived: arrived as f64 / seconds, is_limited })
+        Ok(trial)
     }
 
     /// Sends slowly, looks at the checksums of all that arrives, and at what lb has counted. Nothing may be lost; more
@@ -153,13 +166,14 @@ impl Site {
     }
 
     fn attach(&mut self, way: Way, duty: u32) -> Result<()> {
-        let echo = if way == Way::There { 0 } else { ECHO };
-        self.backend_end.attach(duty | echo)?;
+        // What sends a frame back has to look into it.
+        let turn = if way == Way::There { duty } else { duty & !BLIND | ECHO };
+        self.backend_end.attach(turn)?;
         self.client_end.attach(duty)
     }
 
     /// Where what has gone all the way arrives.
-    fn end(&self, way: Way) -> &crate::frames::End {
+    fn end(&self, way: Way) -> &End {
         match way {
             Way::There => &self.backend_end,
             Way::ThereAndBack => &self.client_end,

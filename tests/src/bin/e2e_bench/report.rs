@@ -13,12 +13,14 @@ use crate::chart::{self, Bar, Panel};
 use crate::goal::{Goal, Outcome};
 use crate::measure::{Figure, Sample};
 use crate::peer::Peer;
+use crate::rate::Highest;
 
 /// Every sample, a value for each round.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     samples: BTreeMap<(Figure, Peer), Vec<f64>>,
     limited: BTreeSet<(Figure, Peer)>,
+    searches: BTreeMap<(Figure, Peer), Vec<Highest>>,
 }
 
 impl Measured {
@@ -26,14 +28,22 @@ impl Measured {
     pub(crate) fn add(&mut self, peer: Peer, sample: &Sample) {
         for (figure, value) in &sample.figures {
             self.samples.entry((*figure, peer)).or_default().push(*value);
-            if sample.is_limited {
-                self.limited.insert((*figure, peer));
-            }
+        }
+        if let Some(figure) = sample.limited {
+            self.limited.insert((figure, peer));
+        }
+        if let (Some(search), Some((figure, _))) = (sample.search, sample.figures.first()) {
+            self.searches.entry((*figure, peer)).or_default().push(search);
         }
     }
 
     fn samples(&self, figure: Figure, peer: Peer) -> &[f64] {
         self.samples.get(&(figure, peer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a figure was limited by what could be sent.
+    pub(crate) fn is_limited(&self, figure: Figure, peer: Peer) -> bool {
+        self.limited.contains(&(figure, peer))
     }
 
     /// A peer's figure in those of another, taken within each round, so that what slows a whole round down cancels out.
@@ -113,6 +123,8 @@ struct Row {
     to_masquerade: Summary,
     to_routing: Summary,
     samples: Vec<f64>,
+    /// How a rate was found in each round.
+    searches: Vec<Highest>,
 }
 
 impl Report {
@@ -126,10 +138,11 @@ impl Report {
                 unit: figure.unit(),
                 peer,
                 value: Summary::of(samples.iter().copied()),
-                is_limited: measured.limited.contains(&(figure, peer)),
+                is_limited: measured.is_limited(figure, peer),
                 to_masquerade: measured.ratio(figure, peer, Peer::Masquerade),
                 to_routing: measured.ratio(figure, peer, Peer::Routing),
                 samples: samples.to_vec(),
+                searches: measured.searches.get(&(figure, peer)).cloned().unwrap_or_default(),
             })
         };
         let all = Figure::ALL.iter().flat_map(|figure| Peer::ALL.map(|peer| (*figure, peer)));
