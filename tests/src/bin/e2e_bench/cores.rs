@@ -1,7 +1,7 @@
 //! One CPU for the balancer, another for all that makes and takes its traffic.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -105,7 +105,7 @@ impl Work {
             let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
             tasks.extend(threads.flatten().map(|thread| thread.path()));
         }
-        let threads = tasks.iter().map(runtime).sum::<Result<Duration>>()?;
+        let threads = tasks.iter().map(|task| runtime(task)).sum::<Result<Duration>>()?;
         Ok(Worked { threads, ticks: ticks(self.cpu)? })
     }
 }
@@ -119,7 +119,7 @@ impl Worked {
 }
 
 /// Time on a CPU of a task, the first number of its `schedstat` (Documentation/scheduler/sched-stats.rst).
-fn runtime(task: &PathBuf) -> Result<Duration> {
+fn runtime(task: &Path) -> Result<Duration> {
     let path = task.join("schedstat");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());

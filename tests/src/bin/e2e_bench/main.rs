@@ -36,7 +36,7 @@ struct Options {
     /// How often everything is measured, one peer after the other [default: 5, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Shorter runs and fewer of them: about two minutes in place of eight.
+    /// Shorter runs and fewer of them: about two minutes in place of six.
     #[arg(long)]
     quick: bool,
     /// Only these peers, by a part of their names; may be given several times.
@@ -62,7 +62,7 @@ impl Options {
     }
 
     fn times(&self) -> Times {
-        let [trial, run] = if self.quick { [50, 700] } else { [120, 2000] };
+        let [trial, run] = if self.quick { [40, 600] } else { [100, 1200] };
         Times { trial: Duration::from_millis(trial), run: Duration::from_millis(run) }
     }
 

@@ -17,8 +17,8 @@ const LOSS: f64 = 0.01;
 const WARM_UP: f64 = 150_000.0;
 /// Frames each second at which none may be lost, however busy the machine is.
 const CHECK_RATE: f64 = 10_000.0;
-/// How often the range of rates is halved: it ends narrower than a hundredth of the rate.
-const HALVINGS: u32 = 8;
+/// How often the range of rates is halved: it ends at about a hundredth of the rate.
+const HALVINGS: u32 = 7;
 /// The highest rate that is tried, in what arrives when more is sent than can be forwarded.
 const HIGHEST: f64 = 1.4;
 /// Below this part of the rate that was asked for, the sender has not kept up.
@@ -55,12 +55,12 @@ impl Trial {
 }
 
 /// A search.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Highest {
     /// The best trial that lost little enough.
     pub(crate) best: Trial,
-    /// What arrived when as much as possible was sent.
-    pub(crate) flooded: Trial,
+    /// All of them, in their order; at first as much as possible was sent.
+    trials: Vec<Trial>,
 }
 
 impl Site {
@@ -68,9 +68,13 @@ impl Site {
     pub(crate) fn highest_rate(&mut self, way: Way, flows: u32, time: Duration) -> Result<Highest> {
         self.warm_up(way, flows)?;
         let work = self.work()?;
-        let mut trial = |rate| self.trial(way, flows, rate, time, &work);
-        let flooded = trial(f64::INFINITY)?;
-        let (mut low, mut high) = (0.0, HIGHEST * flooded.arrived);
+        let mut trials = Vec::new();
+        let mut trial = |rate| -> Result<Trial> {
+            let trial = self.trial(way, flows, rate, time, &work)?;
+            trials.push(trial);
+            Ok(trial)
+        };
+        let (mut low, mut high) = (0.0, HIGHEST * trial(f64::INFINITY)?.arrived);
         let mut best: Option<Trial> = None;
         for _ in 0..HALVINGS {
             let rate = f64::midpoint(low, high);
@@ -93,7 +97,7 @@ impl Site {
         }
         let best =
             best.with_context(|| format!("even at {high:.0} frames each second more than 1 % were lost"))?;
-        Ok(Highest { best, flooded })
+        Ok(Highest { best, trials })
     }
 
     /// Makes the flows known, two frames each in a row: to the balancer a flow of one is not worth keeping.
@@ -115,17 +119,13 @@ impl Site {
         ensure!(arrived <= sent.frames, "{} frames were sent, but {arrived} arrived", sent.frames);
         let seconds = sent.time.as_secs_f64();
         let offered = sent.frames as f64 / seconds;
-        let trial = Trial {
+        Ok(Trial {
             offered,
             arrived: arrived as f64 / seconds,
             cost_ns: worked.as_secs_f64() * 1e9 / arrived.max(1) as f64,
             busy: worked.as_secs_f64() / seconds,
             is_limited: rate.is_finite() && offered < KEPT_UP * rate,
-        };
-        if std::env::var_os("E2E_TRACE").is_some() {
-            eprintln!("  {flows} {rate:.0}: {trial:.3?}");
-        }
-        Ok(trial)
+        })
     }
 
     /// Sends slowly, looks at the checksums of all that arrives, and at what lb has counted. Nothing may be lost; more

@@ -32,8 +32,8 @@ impl Measured {
         if let Some(figure) = sample.limited {
             self.limited.insert((figure, peer));
         }
-        if let (Some(search), Some((figure, _))) = (sample.search, sample.figures.first()) {
-            self.searches.entry((*figure, peer)).or_default().push(search);
+        if let (Some(search), Some((figure, _))) = (&sample.search, sample.figures.first()) {
+            self.searches.entry((*figure, peer)).or_default().push(search.clone());
         }
     }
 
