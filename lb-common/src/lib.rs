@@ -21,6 +21,7 @@ pub mod listener;
 pub mod ours;
 pub mod reason;
 pub mod settings;
+pub mod traffic;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};

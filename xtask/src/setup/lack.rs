@@ -2,7 +2,7 @@
 //! package counts.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -33,8 +33,18 @@ const TEST_TOOLS: &[Tool] = &[
 ];
 
 /// What the benchmark measures lb against, and sets it up with.
-const BENCH_TOOLS: &[Tool] =
-    &[("ethtool", "ethtool"), ("ip", "iproute2"), ("ipvsadm", "ipvsadm"), ("nft", "nftables")];
+const BENCH_TOOLS: &[Tool] = &[
+    ("ethtool", "ethtool"),
+    ("haproxy", "haproxy"),
+    ("ip", "iproute2"),
+    ("ipvsadm", "ipvsadm"),
+    ("nft", "nftables"),
+    ("nginx", "nginx-light"),
+    ("taskset", "util-linux"),
+];
+
+/// The module of nginx that passes TCP connections on, a file and not a program.
+const NGINX_STREAM: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
 
 const PACKAGE_TOOLS: &[Tool] = &[
     ("adduser", "adduser"),
@@ -92,7 +102,7 @@ impl Lack {
                     lack.cargo_deb = package::find_cargo_deb().is_none();
                 }
                 Group::Kernels => lack.look_for_kernels(),
-                Group::Bench => lack.look_for(BENCH_TOOLS),
+                Group::Bench => lack.look_for_peers(),
             }
         }
         Ok(lack)
@@ -124,6 +134,14 @@ impl Lack {
     fn look_for(&mut self, tools: &[Tool]) {
         let missing = tools.iter().filter(|(program, _)| find_program(program).is_none());
         self.packages.extend(missing.map(|(_, package)| package));
+    }
+
+    fn look_for_peers(&mut self) {
+        self.look_for(BENCH_TOOLS);
+        let (module, package) = NGINX_STREAM;
+        if !Path::new(module).is_file() {
+            self.packages.push(package);
+        }
     }
 
     fn look_for_kernels(&mut self) {
