@@ -20,6 +20,7 @@ pub mod interface;
 pub mod listener;
 pub mod reason;
 pub mod settings;
+pub mod traffic;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};

@@ -11,6 +11,8 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), no_main)]
 
+mod lay;
+
 use core::hint::black_box;
 use core::ptr;
 
@@ -19,6 +21,8 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, LruHashMap, ProgramArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+
+use crate::lay::{FIELDS_V4, Fields, lay_headers};
 
 /// Eight-byte words of the headers that are laid into the packet: 64 bytes of IPv4, 80 of IPv6.
 const WORDS_V4: usize = 8;
@@ -51,19 +55,7 @@ static VERDICTS: Array<u64, 8> = Array::new();
 #[btf_map(name = "unit")]
 static UNIT: LruHashMap<[u32; 4], u64, UNIT_ENTRIES> = LruHashMap::new();
 
-/// Where in a packet the fields are that tell one flow from another, in bytes.
-struct Fields {
-    /// Last two bytes of the source address.
-    address: usize,
-    /// Source port.
-    port: usize,
-    /// Two bytes that only the IPv4 header checksum covers, to keep it the same: the identification.
-    balance_ip: Option<usize>,
-    /// Four bytes of TCP or of the payload of UDP, to keep the transport checksum the same.
-    balance_transport: usize,
-}
-
-const FIELDS_V4: Fields = Fields { address: 28, port: 34, balance_ip: Some(18), balance_transport: 42 };
+/// Of IPv6.
 const FIELDS_V6: Fields = Fields { address: 36, port: 54, balance_ip: None, balance_transport: 62 };
 
 /// Replays IPv4 flows.
@@ -81,7 +73,7 @@ pub(crate) fn replay_v6(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn replay<const WORDS: usize>(ctx: &XdpContext, fields: &Fields) -> Option<u32> {
     let flow = next_flow()?;
-    lay_headers::<WORDS>(ctx, fields, flow)?;
+    lay_headers::<WORDS>(ctx, fields, HEADERS.get(0)?, flow)?;
     let verdict = call_target(ctx.ctx);
     let count = VERDICTS.get_ptr_mut(verdict & 7)?;
     // SAFETY: it points into the map's value; the benchmark runs on one CPU at a time.
@@ -100,37 +92,6 @@ fn next_flow() -> Option<u32> {
     // SAFETY: as in `replay`.
     unsafe { *next = flow.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) };
     Some(flow)
-}
-
-/// Writes the headers of a flow: 65,536 source addresses, then the same with the next source port. A field and
-/// its complement add nothing to a checksum in ones' complement arithmetic, so the checksums of flow 0 hold for
-/// all.
-#[inline(always)]
-fn lay_headers<const WORDS: usize>(ctx: &XdpContext, fields: &Fields, flow: u32) -> Option<()> {
-    let headers = HEADERS.get(0)?;
-    let (packet, end) = (ctx.data(), ctx.data_end());
-    if packet + WORDS * 8 > end {
-        return None;
-    }
-    for (index, word) in headers.iter().take(WORDS).enumerate() {
-        // SAFETY: within the bytes checked above; the target takes unaligned stores.
-        unsafe { ptr::write_unaligned((packet + index * 8) as *mut u64, *word) };
-    }
-    let headers = ptr::from_ref(headers) as usize;
-    // SAFETY: all fields are within the headers and within the bytes checked above, at even offsets.
-    unsafe {
-        let address = (*((headers + fields.address) as *const u16)).wrapping_add(flow as u16);
-        let port = u16::from_be(*((headers + fields.port) as *const u16));
-        let port = port.wrapping_add((flow >> 16) as u16).to_be();
-        *((packet + fields.address) as *mut u16) = address;
-        *((packet + fields.port) as *mut u16) = port;
-        *((packet + fields.balance_transport) as *mut u16) = !address;
-        *((packet + fields.balance_transport + 2) as *mut u16) = !port;
-        if let Some(offset) = fields.balance_ip {
-            *((packet + offset) as *mut u16) = !address;
-        }
-    }
-    Some(())
 }
 
 /// Leaves for the target, whose verdict comes back as this function's. A function of its own, since a tail
