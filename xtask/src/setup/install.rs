@@ -20,7 +20,7 @@ const BPF_LINKER_LLVM: u32 = 22;
 const CARGO_DEB: &str = "3.8.0";
 
 /// Services that come with the packages and that nobody asked for.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx.service")];
+const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx.service"), ("haproxy", "haproxy.service")];
 
 pub(super) fn install(lack: &Lack) -> Result<()> {
     if !lack.packages.is_empty() {

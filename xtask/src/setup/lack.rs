@@ -2,7 +2,7 @@
 //! package counts.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -31,6 +31,19 @@ const TEST_TOOLS: &[Tool] = &[
     ("tracepath", "iputils-tracepath"),
     ("traceroute", "traceroute"),
 ];
+
+/// The peers that `cargo xtask bench e2e` measures lb against.
+const BENCH_TOOLS: &[Tool] = &[
+    ("ethtool", "ethtool"),
+    ("haproxy", "haproxy"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("nginx", "nginx-light"),
+    ("taskset", "util-linux"),
+];
+
+/// The module of nginx that passes TCP connections on, a file and not a program.
+const NGINX_STREAM: (&str, &str) = ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream");
 
 const PACKAGE_TOOLS: &[Tool] = &[
     ("adduser", "adduser"),
@@ -88,6 +101,7 @@ impl Lack {
                     lack.cargo_deb = package::find_cargo_deb().is_none();
                 }
                 Group::Kernels => lack.look_for_kernels(),
+                Group::Bench => lack.look_for_peers(),
             }
         }
         Ok(lack)
@@ -119,6 +133,14 @@ impl Lack {
     fn look_for(&mut self, tools: &[Tool]) {
         let missing = tools.iter().filter(|(program, _)| find_program(program).is_none());
         self.packages.extend(missing.map(|(_, package)| package));
+    }
+
+    fn look_for_peers(&mut self) {
+        self.look_for(BENCH_TOOLS);
+        let (module, package) = NGINX_STREAM;
+        if !Path::new(module).is_file() {
+            self.packages.push(package);
+        }
     }
 
     fn look_for_kernels(&mut self) {

@@ -21,10 +21,12 @@ pub(crate) enum Group {
     Package,
     /// QEMU, and the older kernels the program is tested on.
     Kernels,
+    /// The other balancers that the benchmark measures lb against.
+    Bench,
 }
 
 impl Group {
-    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Test, Self::Package, Self::Kernels];
+    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Test, Self::Package, Self::Kernels, Self::Bench];
 }
 
 #[derive(Args)]
