@@ -13,6 +13,7 @@ use crate::setup::{self, Group};
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         Some((part, rest)) if part == "checks" => checks(rest),
+        Some((part, rest)) if part == "e2e" => e2e(rest),
         Some((part, rest)) if part == "flows" => flows(rest),
         Some((part, rest)) if part == "reload" => reload(rest),
         _ => packets(arguments),
@@ -29,6 +30,20 @@ fn packets(arguments: &[String]) -> Result<()> {
     let mut bench = Command::new(target_dir().join("debug/bench"));
     let report = target_dir().join("bench/report.json");
     command::hand_over(bench.arg("--object").arg(object).arg("--report").arg(report).args(arguments))
+}
+
+/// Runs the binary `e2e_bench` of the tests crate against an optimised `lb`: traffic through it and through what else
+/// forwards, side by side.
+fn e2e(arguments: &[String]) -> Result<()> {
+    setup::require_root("bench", "makes network namespaces and loads programs into the kernel")?;
+    setup::ensure(&[Group::Build, Group::Bench])?;
+    let object = ebpf::build("traffic")?;
+    let lb = build::lb(true)?;
+    command::run(cargo().args(["build", "--release", "--package", "lb-tests", "--bin", "e2e_bench"]))?;
+    let mut bench = Command::new(target_dir().join("release/e2e_bench"));
+    let report = target_dir().join("bench/e2e.json");
+    bench.env("LB_BIN", lb).arg("--object").arg(object).arg("--report").arg(report).args(arguments);
+    command::hand_over(&mut bench)
 }
 
 /// Runs the example `health_load` of lb-userspace, optimised: many health checks against servers on loopback.

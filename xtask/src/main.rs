@@ -37,8 +37,8 @@ enum Verb {
     Test(PassOn),
     /// Load the program and run the packet tests on older kernels, in virtual machines, and on this one.
     Kernels(PassOn),
-    /// Measure the packet path: ns per packet beside a floor and a map lookup (needs root). `bench checks`: what
-    /// 10,000 health checks cost.
+    /// Measure the packet path: ns per packet beside a floor and a map lookup (needs root). `bench e2e`: traffic
+    /// through lb beside other balancers. `bench checks`: what 10,000 health checks cost.
     Bench(PassOn),
 }
 
