@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::peer::Peer;
-use crate::report::Summary;
+use lb_tests::report::Summary;
 
 /// A figure.
 pub(crate) struct Panel {

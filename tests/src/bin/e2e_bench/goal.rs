@@ -1,44 +1,43 @@
 //! What `lb` in the driver is held against.
 
+use lb_tests::report::{Bound, Goal as Name, Summary};
 use serde::Serialize;
 
 use crate::measure::Figure;
 use crate::peer::Peer;
-use crate::report::{Measured, Summary};
+use crate::report::{Measured, text_of};
 
 /// A figure of `lb`, in those of a peer in the same round.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Goal {
     pub(crate) figure: Figure,
     pub(crate) peer: Peer,
-    /// At least so much, of a cost at most.
-    pub(crate) target: f64,
+    /// What it is called in the report of all parts, which knows the target.
+    pub(crate) name: Name,
 }
 
 impl Goal {
     /// All of them.
     pub(crate) const ALL: [Self; 8] = [
-        Self::new(Figure::OneFlow, Peer::Masquerade, 5.0),
-        Self::new(Figure::OneFlow, Peer::Routing, 2.5),
-        Self::new(Figure::ThousandFlows, Peer::Masquerade, 5.0),
-        Self::new(Figure::ThousandFlows, Peer::Routing, 2.5),
-        Self::new(Figure::ManyFlows, Peer::Masquerade, 5.0),
-        Self::new(Figure::ConnectionCost, Peer::Masquerade, 0.9),
-        Self::new(Figure::ConnectionCost, Peer::HaProxy, 0.5),
-        Self::new(Figure::Bulk, Peer::Masquerade, 0.9),
+        Self::new(Figure::OneFlow, Peer::Masquerade, Name::UdpOneFlowAgainstMasquerade),
+        Self::new(Figure::OneFlow, Peer::Routing, Name::UdpOneFlowAgainstRouting),
+        Self::new(Figure::ThousandFlows, Peer::Masquerade, Name::UdpThousandFlowsAgainstMasquerade),
+        Self::new(Figure::ThousandFlows, Peer::Routing, Name::UdpThousandFlowsAgainstRouting),
+        Self::new(Figure::ManyFlows, Peer::Masquerade, Name::UdpHundredThousandFlowsAgainstMasquerade),
+        Self::new(Figure::ConnectionCost, Peer::Masquerade, Name::ShortTcpCpuAgainstMasquerade),
+        Self::new(Figure::ConnectionCost, Peer::HaProxy, Name::ShortTcpCpuAgainstHaproxy),
+        Self::new(Figure::Bulk, Peer::Masquerade, Name::BulkTcpAgainstNftables),
     ];
 
-    const fn new(figure: Figure, peer: Peer, target: f64) -> Self {
-        Self { figure, peer, target }
+    const fn new(figure: Figure, peer: Peer, name: Name) -> Self {
+        Self { figure, peer, name }
     }
 
     /// What came of it.
     pub(crate) fn outcome(self, measured: &Measured) -> Outcome {
         let reached = measured.ratio(self.figure, Peer::LbNative, self.peer);
-        let median = reached.median;
-        let is_met = if self.figure.is_cost() { median <= self.target } else { median >= self.target };
         let is_limited = measured.is_limited(self.figure, Peer::LbNative);
-        Outcome { goal: self, reached, is_met, is_limited }
+        Outcome { goal: self, reached, is_limited }
     }
 }
 
@@ -46,33 +45,28 @@ impl Goal {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Outcome {
     #[serde(flatten)]
-    goal: Goal,
-    reached: Summary,
-    is_met: bool,
-    /// lb could have forwarded more than could be sent.
+    pub(crate) goal: Goal,
+    pub(crate) reached: Summary,
+    /// In most rounds no more could be sent.
     is_limited: bool,
 }
 
 impl Outcome {
     /// Figure, target, what was reached, and the verdict.
     pub(crate) fn words(&self) -> [String; 4] {
-        let Self { goal: Goal { figure, peer, target }, reached, is_met, is_limited } = self;
-        let bound = if figure.is_cost() { "at most" } else { "at least" };
-        let verdict = if reached.median.is_nan() {
-            "not measured".to_owned()
-        } else if *is_met {
-            "met".to_owned()
-        } else {
-            let by = (reached.median / target - 1.0).abs() * 100.0;
-            let why = if *is_limited { ", but no more could be sent" } else { "" };
-            format!("missed by {by:.0} %{why}")
+        let Self { goal: Goal { figure, peer, name }, reached, is_limited } = self;
+        let (bound, target) = match name.bound() {
+            Bound::AtMost(target) => ("at most", target),
+            Bound::AtLeast(target) => ("at least", target),
         };
-        let Summary { median, least, most } = reached;
-        [
-            figure.name().to_owned(),
-            format!("{bound} {target} × {}", peer.name()),
-            format!("{median:.2} ({least:.2} - {most:.2})"),
-            verdict,
-        ]
+        let verdict = match name.bound().missed_by(reached.median) {
+            _ if reached.median.is_nan() => "not measured".to_owned(),
+            None => "met".to_owned(),
+            Some(by) => {
+                let why = if *is_limited { "; no more could be sent" } else { "" };
+                format!("missed by {:.0} %{why}", by * 100.0)
+            }
+        };
+        [figure.name().to_owned(), format!("{bound} {target} × {}", peer.name()), text_of(reached), verdict]
     }
 }

@@ -27,6 +27,9 @@ use crate::report::{Measured, Report};
 use crate::site::Site;
 use crate::tcp::Servers;
 
+/// Rounds that are measured in any case; more only within the time limit.
+const LEAST_ROUNDS: u32 = 3;
+
 /// Flows whose frames are all looked at before anything is measured.
 const CHECKED_FLOWS: u32 = 10_000;
 
@@ -39,6 +42,9 @@ struct Options {
     /// Shorter runs and fewer of them: about two minutes in place of six.
     #[arg(long)]
     quick: bool,
+    /// No further round is begun, after the third, that would not end within so many minutes.
+    #[arg(long, default_value_t = 8)]
+    minutes: u64,
     /// Only these peers, by a part of their names; may be given several times.
     #[arg(long)]
     peer: Vec<String>,
@@ -97,12 +103,12 @@ fn main() -> Result<()> {
     for site in &mut sites {
         start(site, &servers).with_context(|| format!("{} does not work", site.peer.name()))?;
     }
-    let measured = measure(&options, &mut sites, &servers)?;
+    let (measured, rounds) = measure(&options, &mut sites, &servers, begin)?;
     for site in &sites {
         let refused = site.refused()?;
         ensure!(refused == 0, "{}: {refused} packets arrived with a wrong checksum", site.peer.name());
     }
-    let report = Report::new(&measured, options.rounds(), options.quick);
+    let report = Report::new(&measured, rounds, options.quick);
     println!("\n{report}");
     report.write(&options.report)?;
     println!("every sample: {}; all of it took {:.0?}", options.report.display(), begin.elapsed());
@@ -125,10 +131,16 @@ fn start(site: &mut Site, servers: &Servers) -> Result<()> {
     Ok(())
 }
 
-/// Measures everything, in each round one peer after the other.
-fn measure(options: &Options, sites: &mut [Site], servers: &Servers) -> Result<Measured> {
+/// Measures everything, in each round one peer after the other, and says how many rounds there was time for.
+fn measure(
+    options: &Options,
+    sites: &mut [Site],
+    servers: &Servers,
+    begin: Instant,
+) -> Result<(Measured, u32)> {
     let (times, mut measured) = (options.times(), Measured::default());
     for round in 1..=options.rounds() {
+        let begin_of_round = Instant::now();
         for run in options.runs() {
             eprintln!("round {round} of {}: {}", options.rounds(), run.name());
             for site in sites.iter_mut().filter(|site| run.is_for(site.peer)) {
@@ -136,6 +148,10 @@ fn measure(options: &Options, sites: &mut [Site], servers: &Servers) -> Result<M
                 measured.add(site.peer, &sample);
             }
         }
+        let limit = Duration::from_secs(60 * options.minutes);
+        if round >= LEAST_ROUNDS && begin.elapsed() + begin_of_round.elapsed() > limit {
+            return Ok((measured, round));
+        }
     }
-    Ok(measured)
+    Ok((measured, options.rounds()))
 }

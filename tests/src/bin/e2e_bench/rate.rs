@@ -67,15 +67,16 @@ impl Site {
     /// Searches by offered rate.
     pub(crate) fn highest_rate(&mut self, way: Way, flows: u32, time: Duration) -> Result<Highest> {
         self.warm_up(way, flows)?;
-        let work = self.work()?;
+        let work = self.packet_work()?;
         let mut trials = Vec::new();
         let mut trial = |rate| -> Result<Trial> {
             let trial = self.trial(way, flows, rate, time, &work)?;
             trials.push(trial);
             Ok(trial)
         };
-        let (mut low, mut high) = (0.0, HIGHEST * trial(f64::INFINITY)?.arrived);
-        let mut best: Option<Trial> = None;
+        let flooded = trial(f64::INFINITY)?;
+        let (mut low, mut high) = (0.0, HIGHEST * flooded.arrived);
+        let mut best = (flooded.loss() <= LOSS).then_some(Trial { is_limited: true, ..flooded });
         for _ in 0..HALVINGS {
             let rate = f64::midpoint(low, high);
             // A second time, since whatever keeps a CPU from working for a moment costs frames.
@@ -88,11 +89,8 @@ impl Site {
                 continue;
             }
             low = rate;
-            if best.is_none_or(|best| best.arrived < now.arrived) {
+            if best.is_none_or(|best: Trial| best.arrived < now.arrived) {
                 best = Some(now);
-            }
-            if now.is_limited {
-                break;
             }
         }
         let best =

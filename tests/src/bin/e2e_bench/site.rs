@@ -110,11 +110,20 @@ impl Site {
         Ok(())
     }
 
-    /// What the balancer's CPU does for it.
+    /// What the balancer does, its processes included.
     pub(crate) fn work(&self) -> Result<Work> {
+        self.work_of(&self.running.processes())
+    }
+
+    /// What the balancer does when a packet arrives. What its processes do besides is too uneven for short trials.
+    pub(crate) fn packet_work(&self) -> Result<Work> {
+        self.work_of(&[])
+    }
+
+    fn work_of(&self, processes: &[u32]) -> Result<Work> {
         let mut threads = napi_threads(&self.names.front)?;
         threads.extend(napi_threads(&self.names.rear)?);
-        Work::of(self.cores.balancer, threads, &self.running.processes())
+        Work::of(self.cores.balancer, threads, processes)
     }
 
     /// Where a client finds the service.
