@@ -26,7 +26,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
-use crate::lay::{FIELDS_V4, Fields, lay_headers};
+use crate::lay::{FIELDS_V4, Fields, lay_headers, load};
 
 /// Eight-byte words of the headers that are laid into the packet: 64 bytes of IPv4, 80 of IPv6.
 const WORDS_V4: usize = 8;
@@ -202,14 +202,6 @@ fn headers<const LENGTH: usize>(ctx: &XdpContext) -> Option<&[u8; LENGTH]> {
     let packet = ctx.data();
     // SAFETY: the bytes are within the packet, and nothing writes to it while they are borrowed.
     (packet + LENGTH <= ctx.data_end()).then(|| unsafe { &*(packet as *const [u8; LENGTH]) })
-}
-
-/// The integer at an offset, which must be a constant.
-#[inline(always)]
-fn load<T: Copy, const LENGTH: usize>(headers: &[u8; LENGTH], offset: usize) -> T {
-    assert!(offset + size_of::<T>() <= LENGTH);
-    // SAFETY: within the headers, as was just checked; integers are valid whatever they hold.
-    unsafe { ptr::read_unaligned(headers.as_ptr().add(offset).cast()) }
 }
 
 #[cfg(not(test))]

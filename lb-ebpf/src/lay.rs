@@ -54,3 +54,11 @@ pub(crate) fn lay_headers<const WORDS: usize>(
     }
     Some(())
 }
+
+/// The integer at an offset, which must be a constant.
+#[inline(always)]
+pub(crate) fn load<T: Copy, const LENGTH: usize>(headers: &[u8; LENGTH], offset: usize) -> T {
+    assert!(offset + size_of::<T>() <= LENGTH);
+    // SAFETY: within the headers, as was just checked; integers are valid whatever they hold.
+    unsafe { ptr::read_unaligned(headers.as_ptr().add(offset).cast()) }
+}

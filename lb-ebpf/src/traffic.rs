@@ -19,7 +19,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::PROTO_UDP;
 use lb_common::traffic::{Arrivals, BATCH, BLIND, CHECK, ECHO, FRAME_WORDS, Order, PORT, Progress};
 
-use crate::lay::{FIELDS_V4, lay_headers};
+use crate::lay::{FIELDS_V4, lay_headers, load};
 
 /// Bytes of a frame.
 const FRAME: usize = FRAME_WORDS * 8;
@@ -105,8 +105,9 @@ fn arrival(ctx: &XdpContext) -> Option<u32> {
     }
     // SAFETY: within the bytes just checked, and nothing else writes to them; any bytes are valid.
     let frame = unsafe { &mut *(packet as *mut [u8; FRAME]) };
-    let is_udp = load::<u16>(frame, 12) == 0x0800_u16.to_be() && frame[14] == 0x45 && frame[23] == PROTO_UDP;
-    let ports = [load::<u16>(frame, 34), load::<u16>(frame, 36)].map(u16::from_be);
+    let is_udp =
+        load::<u16, FRAME>(frame, 12) == 0x0800_u16.to_be() && frame[14] == 0x45 && frame[23] == PROTO_UDP;
+    let ports = [load::<u16, FRAME>(frame, 34), load::<u16, FRAME>(frame, 36)].map(u16::from_be);
     if !is_udp || !ports.contains(&PORT) {
         return None;
     }
@@ -127,7 +128,7 @@ fn arrival(ctx: &XdpContext) -> Option<u32> {
 /// Whether both checksums are right.
 #[inline(always)]
 fn is_intact(frame: &[u8; FRAME]) -> bool {
-    let length = load::<u16>(frame, 38);
+    let length = load::<u16, FRAME>(frame, 38);
     let pseudo = sum(frame, 26, 34) + u32::from(u16::from(PROTO_UDP).to_be()) + u32::from(length);
     fold(sum(frame, 14, 34)) == 0xffff && fold(pseudo + sum(frame, 34, FRAME)) == 0xffff
 }
@@ -138,7 +139,7 @@ fn sum(frame: &[u8; FRAME], from: usize, to: usize) -> u32 {
     let mut sum = 0;
     let mut offset = from;
     while offset < to {
-        sum += u32::from(load::<u16>(frame, offset));
+        sum += u32::from(load::<u16, FRAME>(frame, offset));
         offset += 2;
     }
     sum
@@ -161,21 +162,13 @@ fn turn_round(frame: &mut [u8; FRAME]) {
 
 #[inline(always)]
 fn swap<T: Copy>(frame: &mut [u8; FRAME], one: usize, other: usize) {
-    let (first, second) = (load::<T>(frame, one), load::<T>(frame, other));
+    let (first, second) = (load::<T, FRAME>(frame, one), load::<T, FRAME>(frame, other));
     let frame = frame.as_mut_ptr();
     // SAFETY: `load` has checked both offsets.
     unsafe {
         ptr::write_unaligned(frame.add(one).cast(), second);
         ptr::write_unaligned(frame.add(other).cast(), first);
     }
-}
-
-/// The value at an offset, which must be a constant.
-#[inline(always)]
-fn load<T: Copy>(frame: &[u8; FRAME], offset: usize) -> T {
-    assert!(offset + size_of::<T>() <= FRAME);
-    // SAFETY: within the frame, as was just checked; it is only used with integers, valid whatever they hold.
-    unsafe { ptr::read_unaligned(frame.as_ptr().add(offset).cast()) }
 }
 
 #[cfg(not(test))]

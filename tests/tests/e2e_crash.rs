@@ -59,6 +59,19 @@ fn requests(lab: &Lab) -> Result<()> {
     lab.explained(|| traffic::curl_many(&lab.client, FAMILY.vip_port(80), 20).map(drop))
 }
 
+/// Whether a start after a crash serves requests.
+fn starts_again(lab: &Lab) -> Result<()> {
+    let lb = Lb::run(&lab.balancer, CONFIG.as_ref(), true)?;
+    requests(lab)?;
+    lb.stop()
+}
+
+/// Whether a detach leaves nothing.
+fn leaves_no_trace(host: &Host) -> Result<()> {
+    Lb::detach(host)?;
+    assert_no_trace(host)
+}
+
 /// How long a start takes undisturbed.
 fn length_of_start(host: &Host) -> Result<Duration> {
     let begin_of_start = Instant::now();
@@ -77,16 +90,9 @@ fn a_first_start_that_is_killed_can_be_repeated_or_detached() -> Result<()> {
     assert_no_trace(host)?;
     for (step, moment) in moments(length)?.enumerate() {
         kill_after(begin(host, &format!("run --config {CONFIG}"))?, moment);
-        let outcome = || -> Result<()> {
-            if step % 2 == 1 {
-                let lb = Lb::run(host, CONFIG.as_ref(), true)?;
-                requests(&lab)?;
-                lb.stop()?;
-            }
-            Lb::detach(host)?;
-            assert_no_trace(host)
-        };
-        outcome().with_context(|| format!("a start that was killed after {moment:?}"))?;
+        let outcome = if step % 2 == 1 { starts_again(&lab) } else { Ok(()) };
+        let outcome = outcome.and_then(|()| leaves_no_trace(host));
+        outcome.with_context(|| format!("a start that was killed after {moment:?}"))?;
     }
     Ok(())
 }
@@ -173,16 +179,9 @@ fn a_detach_that_is_killed_can_be_repeated_or_started_over() -> Result<()> {
         prepare()?;
         traffic::curl(&lab.client, FAMILY.vip_port(80))?;
         kill_after(begin(host, "detach")?, moment);
-        let outcome = || -> Result<()> {
-            if step % 2 == 1 {
-                let lb = Lb::run(host, CONFIG.as_ref(), true)?;
-                requests(&lab)?;
-                lb.stop()?;
-            }
-            Lb::detach(host)?;
-            assert_no_trace(host)
-        };
-        outcome().with_context(|| format!("a detach that was killed after {moment:?}"))?;
+        let outcome = if step % 2 == 1 { starts_again(&lab) } else { Ok(()) };
+        let outcome = outcome.and_then(|()| leaves_no_trace(host));
+        outcome.with_context(|| format!("a detach that was killed after {moment:?}"))?;
     }
     Ok(())
 }
