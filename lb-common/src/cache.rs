@@ -130,8 +130,9 @@ pub struct CachedFlow<P> {
     pub _pad: u8,
 }
 
-/// How a CPU gets on with its cache. Where more flows are under way than it holds, looking into it costs more than it
-/// saves, and the CPU does without for a while.
+/// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
+/// memory, and looking up a page costs as much as an entry. Where more flows are under way than all of it holds, looking into it
+/// costs more than it saves, and the CPU does without for a while.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct CacheUse {
@@ -141,6 +142,8 @@ pub struct CacheUse {
     pub crowded: u32,
     /// Packets that it is not asked for.
     pub pause: u32,
+    /// Entries in use, a power of two; 0 before the first packet.
+    pub entries: u32,
 }
 
 /// The generation that is raised when a flow goes or changes whose tuple has this hash: its index in the map `generations`.

@@ -24,11 +24,19 @@ use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
 
-/// Packets that found no place for their flow, after which a CPU looks whether its cache is worth its while.
-const COUNTED: u32 = 1 << 14;
+/// Entries that a CPU begins with, if it has as many: 256 KiB of IPv4.
+const FIRST_ENTRIES: u32 = 1 << 12;
 
-/// Packets for which a CPU does without it if it is not.
+/// A CPU looks whether its cache is large enough when as many packets as this part of its entries found no place for their
+/// flow. It is, if this many times more packets found their flow.
+const CROWD: u32 = 8;
+const WORTH: u32 = 16;
+
+/// Packets for which a CPU does without its cache where all of it is too small.
 const PAUSE: u32 = 1 << 21;
+
+/// Packets after which a CPU tries with half of the entries.
+const TRIED: u32 = 1 << 26;
 
 type Pair<F> = <<F as Family>::Addr as Address>::Pair;
 
@@ -44,7 +52,7 @@ pub(crate) fn find<F: Family>(
         return None;
     }
     let hash = packet.tuple.hash();
-    let index = index::<F>(cpu, hash);
+    let index = index::<F>(cpu, hash, caching);
     let first = F::cached(index)?;
     let entry = if first.tuple.is(&packet.tuple) {
         first
@@ -55,7 +63,8 @@ pub(crate) fn find<F: Family>(
         }
         second
     };
-    if entry.guard != guard(frame, hash)? || !is_fresh(entry) || !is_within(packet.length, entry.mtu) {
+    if entry.guard != guard(frame, hash, caching)? || !is_fresh(entry) || !is_within(packet.length, entry.mtu)
+    {
         return None;
     }
     caching.hits += 1;
@@ -85,11 +94,12 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     if shows_news(packet) || !packet.is_sound {
         return None;
     }
+    resize::<F>(caching);
     let tuple = Tuple::of(&packet.key);
     let hash = tuple.hash();
-    let index = index::<F>(cpu, hash);
+    let index = index::<F>(cpu, hash, caching);
     let (first, second) = (F::cached(index)?, F::cached(index ^ 1)?);
-    Some(Place { first, second, tuple, guard: guard(frame, hash)?, caching })
+    Some(Place { first, second, tuple, guard: guard(frame, hash, caching)?, caching })
 }
 
 impl<P: lb_common::cache::Pair> Place<P> {
@@ -102,21 +112,36 @@ impl<P: lb_common::cache::Pair> Place<P> {
             () if second.tuple.is(&tuple) => second,
             () if !is_fresh(first) => first,
             () if !is_fresh(second) => second,
-            () => return count_crowded(caching),
+            () => {
+                caching.crowded += 1;
+                return;
+            }
         };
         write(guard, tuple, known, entry);
     }
 }
 
-/// Where more flows are under way than the cache holds, looking into it costs more than it saves.
+/// Uses more entries, or none for a while, where many packets find no place for their flow; now and then tries with fewer.
 #[inline(always)]
-fn count_crowded(caching: &mut CacheUse) {
-    caching.crowded += 1;
-    if caching.crowded < COUNTED {
-        return;
+fn resize<F: Family>(caching: &mut CacheUse) {
+    let most = F::cache_entries();
+    let entries = caching.entries;
+    if entries == 0 {
+        caching.entries = if most < FIRST_ENTRIES { most } else { FIRST_ENTRIES };
+    } else if caching.crowded >= entries / CROWD {
+        let is_too_small = caching.hits / WORTH < caching.crowded;
+        if is_too_small && entries < most {
+            caching.entries = entries * 2;
+        } else if caching.hits < caching.crowded {
+            caching.pause = PAUSE;
+        }
+        (caching.hits, caching.crowded) = (0, 0);
+    } else if caching.hits >= TRIED {
+        if entries > FIRST_ENTRIES {
+            caching.entries = entries / 2;
+        }
+        (caching.hits, caching.crowded) = (0, 0);
     }
-    caching.pause = if caching.hits < caching.crowded { PAUSE } else { 0 };
-    (caching.hits, caching.crowded) = (0, 0);
 }
 
 #[inline(always)]
@@ -149,7 +174,9 @@ fn write<A: Address>(
 #[inline(always)]
 pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     let tuple = Tuple::of(&packet.key);
-    let index = index::<F>(this_cpu(), tuple.hash());
+    let cpu = this_cpu();
+    let Some(caching) = F::cache_use(cpu) else { return };
+    let index = index::<F>(cpu, tuple.hash(), caching);
     for index in [index, index ^ 1] {
         let Some(entry) = F::cached(index) else { return };
         if entry.tuple.is(&tuple) {
@@ -202,18 +229,17 @@ fn this_cpu() -> u32 {
 
 /// A CPU's first entry for a tuple of this hash.
 #[inline(always)]
-fn index<F: Family>(cpu: u32, hash: u32) -> u32 {
-    let entries = F::cache_entries();
-    cpu * entries + (hash & (entries - 1))
+fn index<F: Family>(cpu: u32, hash: u32, caching: &CacheUse) -> u32 {
+    cpu * F::cache_entries() + (hash & caching.entries.wrapping_sub(1) & (F::cache_entries() - 1))
 }
 
-/// What the sender of a frame on its link, and the generation, make of each other: of one sender, no two generations make
-/// the same.
+/// What the sender of a frame on its link, the generation and the size of the cache make of each other: of one sender, no
+/// two generations make the same, and what was kept where it is not looked for any more does not come back.
 #[inline(always)]
-fn guard(frame: &Frame, hash: u32) -> Option<u32> {
+fn guard(frame: &Frame, hash: u32, caching: &CacheUse) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
     let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
     let generation = *GENERATION.get(generation_of(hash))? as u32;
-    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation)
+    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation ^ caching.entries << 11)
 }
