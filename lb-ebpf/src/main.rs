@@ -87,11 +87,11 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
         return verdict;
     }
     let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
-    let place = cache::place::<F>(frame, &packet);
     let concern = ours::concern(&packet.key);
     if concern == Concern::Nobody {
         return leave_alone();
     }
+    let place = cache::place::<F>(frame, &packet);
     match flow::find_established::<F>(frame, &packet) {
         flow::Short::Known(known) => {
             if let Some(place) = place {

@@ -13,6 +13,9 @@ use super::Host;
 /// Longest frame that is received whole, in bytes.
 const LONGEST: usize = 16 * 1024;
 
+/// How long a frame waits for room on the link.
+const ROOM: Duration = Duration::from_secs(10);
+
 /// A packet socket (packet(7)) on one interface.
 #[derive(Debug)]
 pub struct Wire(Socket);
@@ -31,10 +34,18 @@ impl Wire {
         .with_context(|| format!("open {interface}"))
     }
 
-    /// Puts a frame on the link.
+    /// Puts a frame on the link, as soon as the link has room for it.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
-        self.0.send(frame).context("send a frame")?;
-        Ok(())
+        let end = Instant::now() + ROOM;
+        loop {
+            match self.0.send(frame) {
+                // The queue of the link is full: whoever empties it has too little of the processor at the moment.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && Instant::now() < end => {
+                    std::thread::yield_now();
+                }
+                result => return result.map(drop).context("send a frame"),
+            }
+        }
     }
 
     /// The next frame, those that were sent here included; `None` if there is none for so long.
