@@ -1,7 +1,7 @@
 //! Everything an operator does to a running balancer, again and again, under traffic that must not notice.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs, process};
@@ -92,6 +92,8 @@ fn second_vip(family: Family) -> std::net::IpAddr {
 /// Traffic that goes on until it is told to stop, and tells everybody else to when something fails.
 struct Traffic<'a> {
     lab: &'a Lab,
+    /// Changes of a server's health.
+    flaps: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -160,6 +162,7 @@ impl Traffic<'_> {
                 "curl --silent --show-error --fail --request PUT http://{address}:{HTTP_PORT}/health/{status}"
             );
             self.lab.balancer.run(&put)?.success()?;
+            self.flaps.fetch_add(1, Ordering::Relaxed);
             self.pace(begin, FLAP);
             Ok(())
         })
@@ -216,6 +219,10 @@ fn operate(lab: &Lab, mut lb: Lb, traffic: &Traffic<'_>) -> Result<Lb> {
     let (own, other) = (binary("lb")?, OtherVersion::make()?);
     let mut versions = [&other.0, &own].into_iter().cycle();
     for reloads in 1..=RELOADS {
+        wait::until("as many changes of health as reloads", LONG, || {
+            let is_due = !traffic.goes_on() || traffic.flaps.load(Ordering::Relaxed) >= reloads;
+            Ok(is_due.then_some(()))
+        })?;
         if !traffic.goes_on() {
             break;
         }
@@ -262,7 +269,7 @@ fn nothing_that_is_done_to_a_running_balancer_breaks_a_connection_or_fails_a_req
         shares.push((0..CONNECTIONS / THREADS).map(session).collect::<Result<_>>()?);
     }
 
-    let traffic = Traffic { lab: &lab, is_over: AtomicBool::new(false) };
+    let traffic = Traffic { lab: &lab, flaps: AtomicUsize::new(0), is_over: AtomicBool::new(false) };
     // Processes die with the thread that starts them: the controllers belong to this one.
     let lb = lab.explained(|| {
         thread::scope(|scope| {
