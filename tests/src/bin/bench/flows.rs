@@ -51,6 +51,14 @@ impl Flows {
         }
     }
 
+    /// Makes all flows of a family as if their backends had answered: what has not been answered gives way to others.
+    pub(crate) fn answer(&mut self, family: Family) -> Result<()> {
+        match family {
+            Family::V4 => self.v4.answer(),
+            Family::V6 => self.v6.answer(),
+        }
+    }
+
     /// Removes those of so many flows of a packet that are there.
     pub(crate) fn remove(&mut self, packet: &Packet, flows: u32) -> Result<()> {
         for packet in (0..flows).map(|flow| packet.of_flow(flow)) {
@@ -90,6 +98,18 @@ where
             let empty = PerCpuValues::try_from(vec![HalfOpen::default(); cpus]);
             let empty = empty.context("cannot lay out a value for each CPU")?;
             self.ring.set(slot, empty, 0).context("cannot empty a ring of half-open flows")?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self) -> Result<()> {
+        let keys: Vec<FlowKey<A>> = self.connections.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            let half = self.connections.get(&key, 0).context("cannot read a connection map")?;
+            if half.direction == Flow::<A>::TO_CLIENT {
+                let answered = Flow { seen: half.seen | Flow::<A>::ESTABLISHED, ..half };
+                self.connections.insert(key, answered, 0).context("cannot write a connection map")?;
+            }
         }
         Ok(())
     }

@@ -140,6 +140,7 @@ fn establish(
             answers.push((case, Balancer::answer(&packet, &output)?));
         }
     }
+    made.answer(family)?;
     Ok(answers)
 }
 
