@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
-use lb_common::{Addr4, Flow, FlowKey, NextHop, PROTO_UDP};
+use lb_common::{Addr4, Address as _, Flow, FlowKey, NextHop, PROTO_UDP};
 use lb_tests::plane_maps::map_of;
 use lb_tests::report::Goal;
 use lb_userspace::dataplane::{Collector, Dataplane, Limits, LoadOptions};
@@ -106,6 +106,8 @@ impl Plane {
 fn latencies(report: &mut Report, plane: &mut Plane, flows: u32) -> Result<()> {
     let frame = frame();
     let Plane { dataplane, collector, .. } = plane;
+    // A SNAT address, else the packet is none of ours.
+    dataplane.maps.set_vip(&answer(0).destination.widen(), 0)?;
     let quiet = Latencies::of(dataplane, &frame, Duration::from_secs(3), &AtomicBool::new(true))?;
     quiet.tell(report, "while nothing walks");
     let walking = AtomicBool::new(true);
