@@ -123,6 +123,15 @@ pub const fn is_closing(seen: u8, seen_by_other: u8) -> bool {
     (seen & seen_by_other & FIN != 0) || ((seen | seen_by_other) & RST != 0)
 }
 
+/// Whether the client tries once more to open a connection that its backend took for an earlier one: it answered the SYN
+/// with an ACK, which the client refused by a RST, as RFC 9293, 3.5.1 wants it. That RST has ended the earlier one, so that the
+/// same source will do now, where another may be held by an earlier connection again.
+#[inline(always)]
+pub const fn is_retried(seen_to_backend: u8, seen_to_client: u8) -> bool {
+    type Bits = Flow<crate::Addr4>;
+    seen_to_backend & (Bits::ESTABLISHED | Bits::FIN) == 0 && seen_to_client == Bits::ESTABLISHED
+}
+
 /// Whether a flow waits for the client's first ACK: `seen` is that of the half to the backend.
 #[inline(always)]
 pub const fn is_half_open(protocol: u8, seen: u8) -> bool {

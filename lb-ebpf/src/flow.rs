@@ -7,7 +7,8 @@
 
 use lb_common::{
     Address, Backend, Flow, FlowKey, InterfaceMac, Listener, MAX_BACKENDS, NextHop, PROTO_TCP, PROTO_UDP,
-    Reason, SEEN_PER_SECOND, flow::is_closing,
+    Reason, SEEN_PER_SECOND,
+    flow::{is_closing, is_retried},
 };
 
 use crate::checksum;
@@ -185,7 +186,8 @@ fn chooses_anew<F: Family>(packet: &Packet<F::Addr>, flow: &Flow<F::Addr>, backe
     if !packet.is_syn() {
         return false;
     }
-    !backend.has(Backend::IN_ROTATION) || is_closing(flow.seen, seen_by_other::<F>(packet, flow))
+    let answered = seen_by_other::<F>(packet, flow);
+    !backend.has(Backend::IN_ROTATION) || is_closing(flow.seen, answered) && !is_retried(flow.seen, answered)
 }
 
 /// What the opposite direction of a flow has shown.

@@ -151,6 +151,7 @@ impl Dataplane {
                 ..Settings::default()
             };
             dataplane.maps.set_settings(&settings)?;
+            dataplane.maps.scatter_snat_cursors()?;
         } else {
             dataplane.maps.note_ours()?;
         }

@@ -35,6 +35,7 @@ pub struct Maps {
     settings: Array<MapData, Settings>,
     snat_addresses_v4: Array<MapData, Addr4>,
     snat_addresses_v6: Array<MapData, Addr6>,
+    snat_cursors: Array<MapData, u64>,
     reserved_ports: Array<MapData, u64>,
     listener_ports: Array<MapData, u64>,
     our_addresses: Array<MapData, u64>,
@@ -74,6 +75,7 @@ impl Maps {
             settings: take!(ebpf, "settings"),
             snat_addresses_v4: take!(ebpf, "snat_addresses_v4"),
             snat_addresses_v6: take!(ebpf, "snat_addresses_v6"),
+            snat_cursors: take!(ebpf, "snat_cursors"),
             reserved_ports: take!(ebpf, "reserved_ports"),
             listener_ports: take!(ebpf, "listener_ports"),
             our_addresses: take!(ebpf, "our_addresses"),
@@ -199,6 +201,14 @@ impl Maps {
             self.snat_addresses_v6.set(index, address, 0).context("cannot write an IPv6 SNAT address")?;
         }
         Ok(())
+    }
+
+    /// Lets each search for a SNAT port begin somewhere else than those of an earlier data plane began. Backends may hold
+    /// its last flows in TIME_WAIT, and answer no SYN from the same port.
+    pub(super) fn scatter_snat_cursors(&mut self) -> Result<()> {
+        (0..self.snat_cursors.len())
+            .try_for_each(|cursor| self.snat_cursors.set(cursor, u64::from(rand::random::<u32>()), 0))
+            .context("cannot write the map `snat_cursors`")
     }
 
     /// Writes one word of the ports that are never used for SNAT: bit `port & 63` of word `port >> 6`.

@@ -1,5 +1,7 @@
 //! Port allocation in a range that is mostly taken.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use lb_tests::packets::{Family, Verdict};
 use lb_userspace::dataplane::collect::GRAIN;
@@ -18,6 +20,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         "ports",
         "100,000 short flows pass through 1,000 ports, 800 at a time",
         many_short_flows,
+    ));
+    trials.extend(trial_for_each_family(
+        "ports",
+        "a new data plane does not begin with the ports of the last one",
+        starts_anywhere,
     ));
     trials
 }
@@ -46,6 +53,19 @@ fn many_short_flows(family: Family) -> Result<()> {
     let rounds = u16::try_from(scaled(100_000)?.div_ceil(u64::from(short)))?;
     let failures = churn(family, 0, short, rounds)?;
     ensure!(failures == 0.0, "{:.3} % of the flows failed", 100.0 * failures);
+    Ok(())
+}
+
+/// A backend that holds the last data plane's flows in TIME_WAIT refuses new ones from the same ports.
+fn starts_anywhere(family: Family) -> Result<()> {
+    let mut first_ports = BTreeSet::new();
+    for _ in 0..4 {
+        let mut lab = Lab::new(ONE_BACKEND, "", family)?;
+        let frame = lab.frame(&tcp("client:4096", "vip:80", "S"))?;
+        let (source, _) = lab.through(&frame)?;
+        first_ports.insert(source.port());
+    }
+    ensure!(first_ports.len() > 2, "four data planes began with the ports {first_ports:?}");
     Ok(())
 }
 
