@@ -33,5 +33,10 @@ pub(crate) fn lb(release: bool) -> Result<PathBuf> {
         cargo.arg("--release");
     }
     command::run(&mut cargo)?;
-    Ok(target_dir().join(if release { "release" } else { "debug" }).join("lb"))
+    Ok(path_of_lb(release))
+}
+
+/// Where cargo puts the binary.
+pub(crate) fn path_of_lb(release: bool) -> PathBuf {
+    target_dir().join(if release { "release" } else { "debug" }).join("lb")
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use xtask::cargo::cargo;
-use xtask::command;
+use xtask::{command, ebpf};
 
 use crate::build;
 use crate::setup::{self, Group};
@@ -11,11 +11,14 @@ use crate::setup::{self, Group};
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::require_root("test", "loads programs into the kernel and makes network namespaces")?;
     setup::ensure(Group::ALL)?;
-    let lb = build::lb(false)?;
     let mut cargo = cargo();
-    cargo.args(["test", "--no-fail-fast"]).env("LB_BIN", lb);
-    if !names_packages(arguments) {
-        cargo.arg("--workspace");
+    cargo.args(["test", "--no-fail-fast"]);
+    if names_packages(arguments) {
+        cargo.env("LB_BIN", build::lb(false)?);
+    } else {
+        // It makes the binary on the way. Made by itself it would have other features, and with it half of what it is made of.
+        ebpf::build("lb")?;
+        cargo.arg("--workspace").env("LB_BIN", build::path_of_lb(false));
     }
     command::hand_over(cargo.args(arguments))
 }
