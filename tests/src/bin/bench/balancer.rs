@@ -107,7 +107,17 @@ fn tell(dataplane: &mut Dataplane, family: Family) -> Result<Box<MaglevTable>> {
     for service in Service::ALL {
         let id = listener_id(family, service);
         let flags = if service == Service::Denying { Listener::SOURCE_RULES } else { 0 };
-        let listener = Listener { id, set, snat: service.snat(), flags, ..Listener::default() };
+        // The times are those of a configuration that names none.
+        let (tcp_idle_timeout_s, udp_idle_timeout_s) = (360, 120);
+        let listener = Listener {
+            id,
+            set,
+            snat: service.snat(),
+            flags,
+            tcp_idle_timeout_s,
+            udp_idle_timeout_s,
+            ..Listener::default()
+        };
         for protocol in [PROTO_TCP, PROTO_UDP] {
             let vip = family.vip(service);
             let key = ListenerKey { address: vip.ip().into(), port: vip.port(), protocol, _pad: 0 };

@@ -138,7 +138,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// Everything that is measured in a round, in this order: the fewer flows, the earlier, so that a cache of flows that
+    /// Everything that is measured in a round, group by group, in this order: the fewer flows, the earlier, so that a cache of flows that
     /// gives up where there are too many does so at the end. `ring`: slots for half-open flows on a CPU.
     pub(crate) fn all(ring: u32) -> Vec<Self> {
         let mut all = Vec::new();
@@ -148,8 +148,10 @@ impl Case {
         for (flows, family) in FEW.into_iter().chain([SOME, MANY]).flat_map(|n| Family::ALL.map(|f| (n, f))) {
             let subjects = [Subject::Replay, Subject::ToBackend(Transport::Tcp, Service::Always)];
             all.extend(subjects.map(|subject| Self::repeated(subject, family, flows)));
+            if (flows, family) == (MANY, Family::V4) {
+                all.push(Self::repeated(Subject::Lookup, family, flows));
+            }
         }
-        all.push(Self::repeated(Subject::Lookup, Family::V4, MANY));
         for family in Family::ALL {
             let flows = FEW_ENOUGH.min(1 << (ring / 2).max(1).ilog2());
             all.push(Self::repeated(Subject::Replay, family, flows));
@@ -199,11 +201,31 @@ impl Case {
         Packet::new(client, target, subject.payload())
     }
 
-    /// Runs in one round, of which the least time counts: what interrupts a run only ever adds to it. Where
-    /// packets meet cold memory, a run is long enough to be interrupted as much as any other.
-    pub(crate) const fn attempts(&self) -> u32 {
-        if self.flows == 1 { 6 } else { 1 }
+    /// Whether both are measured together: as many flows, and of one family unless they are hot. Each group begins with
+    /// replaying.
+    pub(crate) fn is_of_group(&self, other: &Self) -> bool {
+        self.flows == other.flows && (self.flows == 1 || self.family == other.family)
     }
+
+    /// How often it is measured in a round.
+    pub(crate) const fn passes(&self) -> Passes {
+        match self.flows {
+            1 => Passes { calm: 3, most: 24 },
+            MANY => Passes { calm: 1, most: 2 },
+            _ if self.subject.is_established() => Passes { calm: 2, most: 8 },
+            _ => Passes { calm: 1, most: 4 },
+        }
+    }
+}
+
+/// How often a group of cases is measured in one round. The least time of each counts: what interrupts a run only ever adds to
+/// it, be it the host or, in a virtual machine, somebody else's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passes {
+    /// So often without a disturbance that shows in what replaying costs,
+    pub(crate) calm: u32,
+    /// or so often.
+    pub(crate) most: u32,
 }
 
 /// New flows at most, where no ring is to come round.

@@ -11,10 +11,12 @@ mod report;
 mod service;
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use lb_tests::report::Output;
+use nix::sched::{CloneFlags, unshare};
 
 use crate::case::Case;
 use crate::measure::{Bench, Cpus, stay_on};
@@ -27,6 +29,9 @@ struct Options {
     /// How often everything is measured.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Measures nothing but cases of so many flows; may be given several times.
+    #[arg(long)]
+    flows: Vec<u32>,
     /// The eBPF object with the replaying programs.
     #[arg(long)]
     object: PathBuf,
@@ -36,19 +41,27 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    let [idle, others] = idle_interfaces()?;
     let cpus = Cpus::find()?;
     stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
-    let mut bench = Bench::prepare(&options.object)?;
+    let mut bench = Bench::prepare(&options.object, idle)?;
     let cases = Case::all(bench.ring());
-    let mut measured: Vec<Measured> = cases.into_iter().map(|case| (case, Vec::new())).collect();
-    let mut companion = Replay::load(&options.object)?;
+    // All others are measured in units of the hot ones.
+    let is_chosen =
+        |case: &Case| options.flows.is_empty() || case.flows == 1 || options.flows.contains(&case.flows);
+    let mut measured: Vec<Measured> =
+        cases.into_iter().filter(is_chosen).map(|case| (case, Vec::new())).collect();
+    let mut companion = Replay::load(&options.object, others)?;
     let mut beside: Vec<Measured> = Case::beside().into_iter().map(|case| (case, Vec::new())).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         bench.settle()?;
-        for (case, samples) in &mut measured {
-            samples.push(bench.measure(case)?);
+        for group in measured.chunk_by_mut(|(one, _), (other, _)| one.is_of_group(other)) {
+            let cases: Vec<Case> = group.iter().map(|(case, _)| *case).collect();
+            for ((_, samples), time) in group.iter_mut().zip(bench.measure_group(&cases)?) {
+                samples.push(time);
+            }
         }
         bench.settle()?;
         for ((case, samples), cpu) in beside.iter_mut().zip(cpus.other.into_iter().cycle()) {
@@ -58,4 +71,17 @@ fn main() -> Result<()> {
     let report = Report::new(&measured, &beside);
     println!("\n{report}");
     options.output.write(&report)
+}
+
+/// Moves this process into a network namespace of its own and makes interfaces there.
+fn idle_interfaces() -> Result<[[&'static str; 2]; 2]> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    for (one, other) in [("idle0", "idle1"), ("idle2", "idle3")] {
+        let made = Command::new("ip")
+            .args(["link", "add", one, "type", "veth", "peer", "name", other])
+            .status()
+            .context("cannot run `ip`")?;
+        ensure!(made.success(), "cannot make the interfaces {one} and {other}");
+    }
+    Ok([["idle0", "idle1"], ["idle2", "idle3"]])
 }

@@ -22,8 +22,11 @@ const ETHERNET: u64 = 14;
 /// Packets looked at one by one before and after a run.
 const SAMPLES: u32 = 16;
 
+/// Nothing disturbs where replaying costs no more than this times the least it ever did.
+const CALM: f64 = 1.2;
+
 /// Packets of one flow after which a CPU uses its cache again, though too many flows had made it give up.
-const SETTLED: u32 = 3 << 20;
+const SETTLED: u32 = 17 << 20;
 
 /// Everything that is loaded.
 pub(crate) struct Bench {
@@ -34,12 +37,14 @@ pub(crate) struct Bench {
     flows: Flows,
     /// A backend's answer in flow 0.
     answers: Vec<(Case, Packet)>,
+    /// The least that replaying ever cost, by the first case of each group.
+    calmest: Vec<(Case, f64)>,
 }
 
 impl Bench {
     /// Loads the programs and establishes the flows.
-    pub(crate) fn prepare(object: &Path) -> Result<Self> {
-        let mut replay = Replay::load(object)?;
+    pub(crate) fn prepare(object: &Path, idle: [&str; 2]) -> Result<Self> {
+        let mut replay = Replay::load(object, idle)?;
         let lookup = Case::repeated(Subject::Lookup, Family::V4, MANY);
         replay.fill_unit(&lookup.packet(), MANY)?;
         let mut balancer = Balancer::load(MANY + MANY / 8)?;
@@ -49,7 +54,7 @@ impl Bench {
         for family in Family::ALL {
             answers.extend(establish(&mut replay, &balancer, &mut flows, family)?);
         }
-        Ok(Self { replay, balancer, flows, answers })
+        Ok(Self { replay, balancer, flows, answers, calmest: Vec::new() })
     }
 
     /// Slots for half-open flows on a CPU.
@@ -67,8 +72,40 @@ impl Bench {
         Ok(())
     }
 
+    /// Measures a group of cases that begins with replaying: nanoseconds for a packet of each, replaying included.
+    pub(crate) fn measure_group(&mut self, cases: &[Case]) -> Result<Vec<f64>> {
+        let replaying = cases.first().context("nothing is to be measured")?;
+        let passes = cases.last().unwrap_or(replaying).passes();
+        let mut least = vec![f64::INFINITY; cases.len()];
+        let mut calm = 0;
+        for _ in 0..passes.most {
+            let times: Vec<f64> = cases.iter().map(|case| self.measure(case)).collect::<Result<_>>()?;
+            let [before, after] = [times[0], self.measure(replaying)?];
+            for (least, time) in least.iter_mut().zip(times.into_iter().chain([after])) {
+                *least = least.min(time);
+            }
+            least[0] = least[0].min(after);
+            calm += u32::from(before.max(after) <= CALM * self.calmest(replaying, least[0]));
+            if calm == passes.calm {
+                break;
+            }
+        }
+        Ok(least)
+    }
+
+    /// The least that replaying has cost until now; `cost` is the latest.
+    fn calmest(&mut self, replaying: &Case, cost: f64) -> f64 {
+        let known = self.calmest.iter_mut().find(|(case, _)| case == replaying);
+        if let Some((_, least)) = known {
+            *least = least.min(cost);
+            return *least;
+        }
+        self.calmest.push((*replaying, cost));
+        cost
+    }
+
     /// Measures a case once: nanoseconds for a packet, replaying included.
-    pub(crate) fn measure(&mut self, case: &Case) -> Result<f64> {
+    fn measure(&mut self, case: &Case) -> Result<f64> {
         let measured = if case.subject.is_new() { self.measure_new(case) } else { self.measure_again(case) };
         measured.with_context(|| format!("{} ({case:?})", case.subject.name()))
     }
@@ -84,10 +121,7 @@ impl Bench {
         let answer = answers.iter().find(|(other, _)| other == case).map(|(_, answer)| *answer);
         let packet = answer.unwrap_or_else(|| case.packet());
         check_packets(replay, balancer, case, &packet)?;
-        let mut nanoseconds = f64::INFINITY;
-        for _ in 0..case.attempts() {
-            nanoseconds = nanoseconds.min(timed_run(replay, balancer, case, &packet)?);
-        }
+        let nanoseconds = timed_run(replay, balancer, case, &packet)?;
         check_packets(replay, balancer, case, &packet)?;
         Ok(nanoseconds)
     }
@@ -263,15 +297,14 @@ pub(crate) fn stay_on(cpu: usize) -> Result<()> {
 }
 
 impl Bench {
-    /// Measures a case of established flows while another CPU runs the same program on the same flows: nanoseconds for a
-    /// packet, replaying included. `companion` is a replay that nobody else uses.
+    /// Measures a case of established flows while another CPU runs the same program on the same flows: what a packet costs, in
+    /// costs of a packet alone. `companion` is a replay that nobody else uses.
     pub(crate) fn measure_beside(&mut self, case: &Case, companion: &mut Replay, cpu: usize) -> Result<f64> {
         let packet = case.packet();
-        let program = self.balancer.program()?;
-        self.replay.aim(&program)?;
-        companion.aim(&program)?;
+        companion.aim(&self.balancer.program()?)?;
+        let alone = self.above_replaying(case, &packet)?;
         let (begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
-        thread::scope(|scope| {
+        let together = thread::scope(|scope| {
             let beside = scope.spawn(|| -> Result<()> {
                 stay_on(cpu)?;
                 while !is_over.load(Ordering::Relaxed) {
@@ -283,19 +316,27 @@ impl Bench {
             while !begun.load(Ordering::Relaxed) && !beside.is_finished() {
                 thread::yield_now();
             }
-            let mut nanoseconds = f64::INFINITY;
-            let mut measured = Ok(());
-            for _ in 0..case.attempts() {
-                match self.replay.run(&packet, case.flows, case.packets) {
-                    Ok(run) => nanoseconds = nanoseconds.min(run.nanoseconds),
-                    Err(error) => measured = Err(error),
-                }
-            }
+            let cost = self.above_replaying(case, &packet);
             is_over.store(true, Ordering::Relaxed);
             beside.join().map_err(|_| anyhow!("the other CPU's thread panicked"))??;
-            measured?;
-            ensure!(nanoseconds.is_finite(), "nothing was measured");
-            Ok(nanoseconds)
-        })
+            cost
+        })?;
+        Ok(together / alone)
+    }
+
+    /// What a packet of a case costs above replaying it, both measured in turn and taken at their least.
+    fn above_replaying(&mut self, case: &Case, packet: &Packet) -> Result<f64> {
+        let programs = [self.replay.program("empty")?, self.balancer.program()?];
+        let mut least = [f64::INFINITY; 2];
+        for _ in 0..PASSES_BESIDE {
+            for (program, least) in programs.iter().zip(&mut least) {
+                self.replay.aim(program)?;
+                *least = least.min(self.replay.run(packet, case.flows, case.packets)?.nanoseconds);
+            }
+        }
+        Ok(least[1] - least[0])
     }
 }
+
+/// How often a round measures with another CPU beside, and without.
+const PASSES_BESIDE: u32 = 6;

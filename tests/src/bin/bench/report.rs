@@ -57,7 +57,7 @@ impl Report {
             unit_hot: Summary::of(hot),
             unit_cold: Summary::of(cold),
             rows,
-            beside: beside.iter().map(|(case, samples)| times.beside(*case, samples)).collect(),
+            beside: beside.iter().map(|(case, ratios)| Beside::new(*case, ratios)).collect(),
         }
     }
 }
@@ -86,12 +86,6 @@ impl Times<'_> {
             units,
             samples: samples.to_vec(),
         }
-    }
-
-    /// The cost of a case that was measured beside another CPU, in costs of the case alone.
-    fn beside(&self, case: Case, samples: &[f64]) -> Beside {
-        let cost = difference(samples, self.samples(Subject::Replay, case));
-        Beside { case, ratio: ratios(&cost, &self.cost(case)) }
     }
 
     /// One lookup: what it adds to the floor.
@@ -192,7 +186,8 @@ impl Part for Report {
             "# What a packet costs\n\n\
              Written by `cargo xtask bench packet --save docs/benchmarks`: the loaded program, run by BPF_PROG_TEST_RUN on one CPU. A \
              program that is repeated sees its own output, so another one lays the packet anew each time and calls it; what that costs \
-             is measured with an empty program in the same round and subtracted. Verdict, bytes and counters are checked before a time \
+             is measured with an empty program beside each group of cases and subtracted. A round takes the least of several passes: each \
+             group is repeated until nothing disturbed a few of them, as far as the cost of replaying tells, or a limit is reached. Verdict, bytes and counters are checked before a time \
              counts. The *floor* parses, swaps the MACs and sends; the *unit* is one lookup in an LRU hash map with 16-byte keys, which \
              says more than nanoseconds of a machine that others use too. New flows are opened in a table that holds {MANY} others, so \
              few that no ring of half-open flows comes round; in the flood each SYN ends a half-open flow, whose slot it takes. \
@@ -209,6 +204,10 @@ impl Part for Report {
 }
 
 impl Beside {
+    fn new(case: Case, ratios: &[f64]) -> Self {
+        Self { case, ratio: Summary::of(ratios.iter().copied()) }
+    }
+
     /// A line of a table in Markdown.
     fn line(&self) -> String {
         let Self { case, ratio } = self;

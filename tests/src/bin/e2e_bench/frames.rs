@@ -98,7 +98,9 @@ impl Sender {
             interface: self.interface,
         };
         self.order.set(0, order, 0)?;
-        self.progress.set(0, Progress::default(), 0)?;
+        // It goes on with the flow after the last one, so that all of many come in turn, however short the time.
+        let flow = Some(self.progress.get(&0, 0)?.flow).filter(|flow| *flow < plan.flows).unwrap_or_default();
+        self.progress.set(0, Progress { flow, ..Progress::default() }, 0)?;
         let needed = if plan.rate.is_finite() { plan.frames as f64 / plan.rate } else { f64::INFINITY };
         let expected = needed.min(plan.time.as_secs_f64());
         let batches = (expected * REPETITIONS / CALLS).max(MIN_REPETITIONS) as u32 / BATCH;
