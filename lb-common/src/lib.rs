@@ -13,6 +13,7 @@ pub mod backend;
 pub mod cache;
 pub mod counters;
 pub mod explain;
+pub mod features;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
@@ -28,6 +29,7 @@ pub use backend::{Backend, NextHop};
 pub use cache::{CacheUse, CachedFlow, GENERATIONS, Tuple};
 pub use counters::{Counters, Traffic};
 pub use explain::Explanation;
+pub use features::Features;
 pub use flow::{Flow, FlowKey, HalfOpen};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
@@ -107,8 +109,23 @@ pub const NO_BACKEND: u32 = u32::MAX;
 /// that a table is replaced by one update of the outer map and no packet sees half of one.
 pub type MaglevTable = [u32; MAGLEV_SIZE];
 
-/// How exact `last_seen` of a flow is: a half is written at most this often each second.
+/// CPUs that a host may have (power of two).
+pub const MAX_CPUS: u32 = 4_096;
+
+/// How often each second a packet that looks at its flow writes `last_seen` at most.
 pub const SEEN_PER_SECOND: u32 = 1;
+
+/// A copy of a flow is used for this part of the time in which the flow idles out,
+const COPY_SHARE: u32 = 32;
+
+/// but no longer than so many seconds.
+pub const MAX_COPY_S: u32 = 4;
+
+/// Seconds for which a copy of a flow may be used that idles out after so many.
+pub const fn copy_lifetime_s(idle_timeout_s: u32) -> u8 {
+    let share = idle_timeout_s / COPY_SHARE;
+    if share > MAX_COPY_S { MAX_COPY_S as u8 } else { share as u8 }
+}
 
 /// IP protocol number of TCP (RFC 9293).
 pub const PROTO_TCP: u8 = 6;

@@ -1,17 +1,18 @@
 //! Part of a new flow: may this source open it, and may anybody now?
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use lb_common::{Address, Listener, RateWindow, Reason, SourceKey};
+use lb_common::{Address, Features, Listener, RateWindow, Reason, SourceKey};
 
 use crate::atomic;
 use crate::clock::second;
+use crate::features::uses;
 use crate::maps::{NEW_FLOW_RATES, SOURCE_RULES};
 use crate::stop::Stop;
 
 /// Whether a source must not open flows through a listener. `key` is scratch memory.
 #[inline(always)]
 pub(crate) fn is_denied<A: Address>(source: A, listener: &Listener, key: &mut Key<SourceKey>) -> bool {
-    if listener.flags & Listener::SOURCE_RULES == 0 {
+    if listener.flags & Listener::SOURCE_RULES == 0 || !uses(Features::SOURCE_RULES) {
         return false;
     }
     *key = Key::new(
@@ -28,7 +29,7 @@ pub(crate) fn is_denied<A: Address>(source: A, listener: &Listener, key: &mut Ke
 /// at once may forget each other's first flow, which lets one more in.
 #[inline(always)]
 pub(crate) fn count(listener: &Listener) -> Result<(), Stop> {
-    if listener.max_new_flows_per_s == 0 {
+    if listener.max_new_flows_per_s == 0 || !uses(Features::FLOW_LIMITS) {
         return Ok(());
     }
     let refused = Stop::drop(Reason::RateLimited, listener.id);

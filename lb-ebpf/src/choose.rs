@@ -3,12 +3,13 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::listener::Vip;
 use lb_common::{
-    Addr6, Address, Backend, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, RangeKey, Reason, hash,
+    Addr6, Address, Backend, Features, Listener, ListenerKey, NO_BACKEND, PROTO_TCP, RangeKey, Reason, hash,
 };
 
 use crate::admit;
 use crate::atomic;
 use crate::family::Family;
+use crate::features::uses;
 use crate::frame::Frame;
 use crate::maps::{BACKENDS, Keys, LISTENER_RANGES, LISTENERS, MAGLEV, STRAYS, VIPS};
 use crate::ours::may_be_ours;
@@ -95,7 +96,7 @@ pub(crate) fn find_listener<'a>(
     // SAFETY: the map is preallocated and only the controller writes it; an entry replaced meanwhile is read
     // as the old listener or the new one, and both were valid.
     let listener = unsafe { LISTENERS.get(&*key) };
-    if listener.is_some() || vip_flags & Vip::HAS_RANGES == 0 {
+    if listener.is_some() || vip_flags & Vip::HAS_RANGES == 0 || !uses(Features::PORT_RANGES) {
         return listener;
     }
     let data = RangeKey { address: key.address, protocol, _zero: 0, port: port.to_be_bytes() };

@@ -31,6 +31,7 @@ mod event;
 mod explain;
 mod express;
 mod family;
+mod features;
 mod flow;
 mod forward;
 mod fragment;
@@ -51,9 +52,10 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::{Flow, NextHop, Reason};
+use lb_common::{Features, Flow, NextHop, Reason};
 
 use crate::family::{Family, V4, V6};
+use crate::features::uses;
 use crate::frame::Frame;
 use crate::maps::{JOURNEYS, Keys, Scratch};
 use crate::ours::Concern;
@@ -67,11 +69,13 @@ use crate::wire::{ETHER_IPV4, ETHER_IPV6};
 pub(crate) fn lb(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
     match frame.ether_type() {
-        Some(ETHER_IPV4) => short_way::<V4>(&ctx, &mut frame),
-        Some(ETHER_IPV6) => short_way::<V6>(&ctx, &mut frame),
+        Some(ETHER_IPV4) if uses(Features::IPV4) => short_way::<V4>(&ctx, &mut frame),
+        Some(ETHER_IPV6) if uses(Features::IPV6) => short_way::<V6>(&ctx, &mut frame),
+        Some(ETHER_IPV4 | ETHER_IPV6) => leave_alone(),
         _ => match frame.carries() {
-            Some((ETHER_IPV4, _)) => long_way::<V4>(&ctx),
-            Some((ETHER_IPV6, _)) => long_way::<V6>(&ctx),
+            Some((ETHER_IPV4, _)) if uses(Features::IPV4) => long_way::<V4>(&ctx),
+            Some((ETHER_IPV6, _)) if uses(Features::IPV6) => long_way::<V6>(&ctx),
+            Some((ETHER_IPV4 | ETHER_IPV6, _)) => leave_alone(),
             _ => {
                 count::reason(Reason::NotIp as u32, 0);
                 XDP_PASS

@@ -1,10 +1,11 @@
 //! A controller that dies, stops, comes back or is detached, under open connections.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lb_tests::netns::traffic::{self, Session};
-use lb_tests::netns::{Config, Family, Host, Lab, Lb, Topology};
+use lb_tests::netns::{Config, Family, Host, Lab, Lb, Service, Topology};
 
 const REQUESTS: usize = 200;
 
@@ -44,7 +45,7 @@ fn requests_go_on_while_the_controller_is_killed_and_restarted() -> Result<()> {
     let lab = Lab::one_arm()?;
     let config = Config::new(&lab, family).to_string();
     let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let requests = scope.spawn(|| traffic::curl_many(&lab.client, family.vip_port(80), 10 * REQUESTS));
         lb.kill9()?;
         let lb = Lb::start(&lab.balancer, &config)?;
@@ -89,6 +90,42 @@ fn a_connection_survives_a_reload_that_takes_its_own_server_away() -> Result<()>
         lb.wait_for_rotation(3, traffic::PATIENCE)?;
     }
     Ok(())
+}
+
+/// The programs contain only what the configuration uses: IPv4 at first, then IPv6 as well, and a listener of many ports.
+#[test]
+fn a_reload_that_needs_other_programs_puts_them_in_place_under_traffic() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let [v4, v6] = [Family::V4, Family::V6];
+    let config = Config::new(&lab, v4).to_string();
+    let web6 = Service { name: "web6", ..Service::WEB };
+    let more = Config { services: vec![web6], ..Config::new(&lab, v6) }.to_string();
+    let (_, sections) = more.split_once("\n\n").context("a configuration of one section")?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
+    let mut session = Session::open(&lab.client, None, v4.vip_port(7))?;
+
+    thread::scope(|scope| {
+        let requests = scope.spawn(|| traffic::curl_many(&lab.client, v4.vip_port(80), 10 * REQUESTS));
+        lb.reload(&format!("{config}\n{sections}"))?;
+        lb.wait_for_rotation(3, traffic::PATIENCE)?;
+        requests.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    session.echo(b"by other programs")?;
+    traffic::curl_many(&lab.client, v6.vip_port(80), REQUESTS)?;
+    assert!(lb.log().contains("loaded the programs anew"), "{}", lb.log());
+
+    // Flows of listeners that are gone go on, through programs that would otherwise have no need of their family.
+    let echo6 = Service { name: "echo6", ..Service::ECHO };
+    let more = Config { services: vec![echo6], ..Config::new(&lab, v6) }.to_string();
+    let (_, sections) = more.split_once("\n\n").context("a configuration of one section")?;
+    lb.reload(&format!("{config}\n{sections}"))?;
+    lb.wait_for_rotation(3, traffic::PATIENCE)?;
+    let mut session_v6 = Session::open(&lab.client, None, v6.vip_port(7))?;
+    lb.kill9()?;
+    let lb = Lb::start(&lab.balancer, &config)?;
+    session_v6.echo(b"of a listener that is gone")?;
+    session.echo(b"by fewer programs")?;
+    lb.stop()
 }
 
 #[test]

@@ -25,6 +25,7 @@ use super::book::Book;
 use super::desired::{Desired, Health, Surroundings, Way};
 use super::drains::Drains;
 use super::events::Events;
+use super::features::features;
 use super::flows::Flows;
 use super::host_ports::HostPorts;
 use super::limits::limits;
@@ -33,7 +34,7 @@ use super::rotation::{self, Holders};
 use crate::api::tcp::TcpApi;
 use crate::api::{self, Call, Question};
 use crate::config::{Config, OnExit};
-use crate::dataplane::{Attachment, Dataplane, Family, LoadOptions, Origin};
+use crate::dataplane::{Attachment, Dataplane, LoadOptions, Origin};
 use crate::health::schedule::Scheduler;
 use crate::health::{CheckId, CheckResult};
 use crate::instance::Instance;
@@ -98,6 +99,10 @@ pub struct Controller {
     config: Config,
     overrides: Overrides,
     dataplane: Dataplane,
+    /// The task that holds fragments for it.
+    fragments: AbortOnDrop,
+    /// Whether its programs log what they drop.
+    packet_log: bool,
     attached: Vec<Attachment>,
     /// Interfaces of those that are gone.
     lost: BTreeSet<String>,
@@ -150,16 +155,6 @@ impl Surroundings for Known<'_> {
     }
 }
 
-/// The family that no listener is of.
-fn unused_family(config: &Config) -> Option<Family> {
-    let has = |is_of: fn(&IpAddr) -> bool| config.listeners.iter().any(|listener| is_of(&listener.address));
-    match (has(IpAddr::is_ipv4), has(IpAddr::is_ipv6)) {
-        (true, false) => Some(Family::V6),
-        (false, true) => Some(Family::V4),
-        _ => None,
-    }
-}
-
 impl Controller {
     /// Loads or adopts the data plane and attaches it. When this returns, every listener forwards as far as the
     /// health of its backends is known.
@@ -171,10 +166,11 @@ impl Controller {
         let options = LoadOptions {
             pins: Some(instance.pins()),
             max_connections: config.lb.max_connections,
-            unused: unused_family(&config),
+            features: features(&config),
             packet_log,
         };
         let mut dataplane = Dataplane::load(&options)?;
+        let fragments = hold_fragments(&mut dataplane)?;
         if dataplane.origin == Origin::Adopted {
             info!("adopted the pinned data plane; its flows go on");
         }
@@ -184,7 +180,6 @@ impl Controller {
         let applier = Applier::read(&dataplane.maps)?;
         let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
         let events = Events::follow(dataplane.take_events().context("the data plane was taken apart")?);
-        hold_fragments(&mut dataplane)?;
         let resolver =
             Resolver::new(config.lb.interfaces.clone()).context("cannot follow routes and neighbours")?;
         let (found, results) = mpsc::unbounded_channel();
@@ -207,6 +202,8 @@ impl Controller {
             file,
             config,
             dataplane,
+            fragments,
+            packet_log,
             applier,
             resolver,
             flows,
@@ -389,14 +386,23 @@ async fn until(moment: Option<Instant>) {
 }
 
 /// Holds fragments that come before the first of their datagram.
-fn hold_fragments(dataplane: &mut Dataplane) -> Result<()> {
+fn hold_fragments(dataplane: &mut Dataplane) -> Result<AbortOnDrop> {
     let holder = dataplane.take_fragments().context("the data plane was taken apart")?;
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         if let Err(error) = holder.run().await {
             error!("fragments that come before the first of their datagram are lost: {error:#}");
         }
     });
-    Ok(())
+    Ok(AbortOnDrop(task))
+}
+
+/// A task that ends with whoever holds it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Carries what the XDP program logs into our log.

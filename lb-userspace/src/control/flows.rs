@@ -25,6 +25,7 @@ pub struct Flows {
 
 enum Order {
     Limits(Limits),
+    Follow(Box<Collector>),
     WalkNow(oneshot::Sender<()>),
 }
 
@@ -37,7 +38,7 @@ impl Flows {
     pub fn start(collector: Collector) -> Result<Self> {
         let (orders, received) = channel();
         let (publish, census) = watch::channel(Census::default());
-        let walk = move || walk_until_dropped(&collector, &received, &publish);
+        let walk = move || walk_until_dropped(collector, &received, &publish);
         thread::Builder::new()
             .name("flows".to_owned())
             .spawn(walk)
@@ -49,6 +50,11 @@ impl Flows {
     pub fn set_limits(&self, limits: Limits) {
         // A thread that has ended was reported when it did.
         let _ = self.orders.send(Order::Limits(limits));
+    }
+
+    /// Walks by another collector of the same flows from now on.
+    pub fn follow(&self, collector: Collector) {
+        let _ = self.orders.send(Order::Follow(Box::new(collector)));
     }
 
     /// Walks now. What is returned waits for the end, for a status that is not a second old; at most for the time
@@ -69,7 +75,7 @@ impl Flows {
     }
 }
 
-fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: &watch::Sender<Census>) {
+fn walk_until_dropped(mut collector: Collector, orders: &Receiver<Order>, publish: &watch::Sender<Census>) {
     let mut limits = Limits::default();
     let mut unanswered = BTreeMap::new();
     let mut resets = Resets::default();
@@ -78,6 +84,10 @@ fn walk_until_dropped(collector: &Collector, orders: &Receiver<Order>, publish: 
         match orders.recv_timeout(PAUSE) {
             Ok(Order::Limits(changed)) => {
                 limits = changed;
+                continue;
+            }
+            Ok(Order::Follow(other)) => {
+                collector = *other;
                 continue;
             }
             Ok(Order::WalkNow(done)) => waiting.push(done),

@@ -14,6 +14,7 @@
 //! | `snat` | how full the ranges of SNAT ports are |
 //! | `events` | the last events that the program has sampled |
 //! | `report` | all of it → the status document |
+//! | `features` | what the programs have to be made for (pure) |
 //! | `findings` | all of it → the diagnosis |
 //! | `drains` | when the drains under way end |
 //! | `limits` | what the collector of idle flows must know (pure) |
@@ -25,6 +26,7 @@ pub mod controller;
 pub mod desired;
 pub mod drains;
 pub mod events;
+pub mod features;
 pub mod findings;
 #[cfg(test)]
 mod fixture;

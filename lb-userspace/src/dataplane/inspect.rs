@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, Map, MapData};
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya_obj::Object;
-use lb_common::{LAYOUT_VERSION, Settings};
+use lb_common::{Addr4, Addr6, Features, Flow, FlowKey, LAYOUT_VERSION, Settings};
 use tracing::{info, warn};
 
 use super::attach::is_link;
@@ -105,6 +106,28 @@ fn say_what_has_room(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<
         }
     }
     Ok(())
+}
+
+/// The families that adopted flows are of. They go on, whether the configuration still names their listeners or not.
+///
+/// # Errors
+///
+/// If a map cannot be read.
+pub(super) fn families_with_flows(pins: &Path) -> Result<Features> {
+    let [v4, v6] = CONNECTION_MAPS.map(|name| pins.join(name));
+    let v4 = Features::IPV4.only_if(holds_flows::<Addr4>(&v4)?);
+    Ok(v4.and(Features::IPV6.only_if(holds_flows::<Addr6>(&v6)?)))
+}
+
+fn holds_flows<A>(path: &Path) -> Result<bool>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let flows: HashMap<_, FlowKey<A>, Flow<A>> = Map::HashMap(open(path)?)
+        .try_into()
+        .with_context(|| format!("the map at {} does not hold flows", path.display()))?;
+    flows.keys().next().transpose().map(|key| key.is_some()).context("cannot read the flows")
 }
 
 /// The layout version in the map `settings`; 0 until a start has filled it, or since a detach has begun.

@@ -12,24 +12,25 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, ProgramArray};
+use lb_common::Features;
 
 use super::load::load_program;
 
 /// The map, and its pin when it is in use.
 pub(super) const JOURNEYS: &str = "journeys";
 
-/// The programs, each at its index.
-const PROGRAMS: [&str; 10] = [
-    "journey_v4",
-    "journey_v6",
-    "icmp_v4",
-    "icmp_v6",
-    "reset_v4",
-    "reset_v6",
-    "error_v4",
-    "error_v6",
-    "begin_v4",
-    "begin_v6",
+/// The programs, each at its index, and what they are for.
+const PROGRAMS: [(&str, Features); 10] = [
+    ("journey_v4", Features::IPV4),
+    ("journey_v6", Features::IPV6),
+    ("icmp_v4", Features::IPV4),
+    ("icmp_v6", Features::IPV6),
+    ("reset_v4", Features::IPV4),
+    ("reset_v6", Features::IPV6),
+    ("error_v4", Features::IPV4),
+    ("error_v6", Features::IPV6),
+    ("begin_v4", Features::IPV4),
+    ("begin_v6", Features::IPV6),
 ];
 
 /// The array of a loaded object.
@@ -41,13 +42,16 @@ pub(super) struct Journeys {
 }
 
 impl Journeys {
-    /// Loads the programs of an object into the kernel and fills the array.
-    pub(super) fn load(ebpf: &mut Ebpf, pins: Option<&Path>) -> Result<Self> {
+    /// Loads the programs of an object that are needed into the kernel and fills the array.
+    pub(super) fn load(ebpf: &mut Ebpf, pins: Option<&Path>, features: Features) -> Result<Self> {
         let Some(Map::ProgramArray(map)) = ebpf.take_map(JOURNEYS) else {
             bail!("the eBPF object has no array of programs `{JOURNEYS}`");
         };
         let mut programs = Vec::new();
-        for (index, name) in (0..).zip(PROGRAMS) {
+        for (index, (name, feature)) in (0..).zip(PROGRAMS) {
+            if !features.include(feature) {
+                continue;
+            }
             let program = load_program(ebpf, name)?;
             programs.push((index, program.info()?.id(), program.fd()?.try_clone()?));
         }

@@ -8,14 +8,14 @@ use aya::maps::{Map, MapData};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use lb_common::{Event, LAYOUT_VERSION, Settings};
+use lb_common::{Event, Features, LAYOUT_VERSION, Settings};
 
 use super::cached::{self, CachedFlows};
 use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
-use super::inspect::inspect;
+use super::inspect::{families_with_flows, inspect};
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
@@ -25,11 +25,9 @@ use super::sizes::{CONNECTION_MAPS, Family, Sizes};
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
-const SCRATCH_MAPS: [&str; 11] = [
-    "cache_use",
+const SCRATCH_MAPS: [&str; 9] = [
     "cached_v4",
     "cached_v6",
-    "generations",
     "opening_v4",
     "opening_v6",
     "scratch_v4",
@@ -46,8 +44,8 @@ pub struct LoadOptions {
     pub pins: Option<PathBuf>,
     /// Room for this many flows, when the maps are made.
     pub max_connections: u32,
-    /// No listener is of this family: its cache of flows is as small as can be.
-    pub unused: Option<Family>,
+    /// What the programs are made for: they do nothing else.
+    pub features: Features,
     /// Lets the program log what it drops (aya-log). Without it the verifier removes every log statement.
     pub packet_log: bool,
 }
@@ -73,6 +71,8 @@ pub struct Dataplane {
     pub origin: Origin,
     /// How many flows the maps have room for.
     pub room: u32,
+    /// What the programs are made for.
+    pub features: Features,
     pub(super) journeys: Journeys,
     /// The program's copies of flows.
     pub cached: CachedFlows,
@@ -112,16 +112,20 @@ impl Dataplane {
     ///
     /// If the kernel refuses the program, or pinned maps have another layout than this program's.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let sizes = Sizes::new(options.max_connections, options.unused)?;
+        let sizes = Sizes::new(options.max_connections, options.features)?;
         let origin = match &options.pins {
             Some(pins) => inspect(pins, sizes, options.max_connections)?,
             None => Origin::Fresh,
         };
-        let mut ebpf = load_object(options, sizes)?;
+        let mut features = options.features;
+        if let (Origin::Adopted, Some(pins)) = (origin, &options.pins) {
+            features = features.and(families_with_flows(pins)?);
+        }
+        let mut ebpf = load_object(options, sizes, features)?;
         let cached = CachedFlows::new(load_program(&mut ebpf, cached::PROGRAM)?)?;
         let maps = Maps::take(&mut ebpf, cached.try_clone()?)?;
         let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
-        let journeys = Journeys::load(&mut ebpf, options.pins.as_deref())?;
+        let journeys = Journeys::load(&mut ebpf, options.pins.as_deref(), features)?;
         let explainer = Explainer::load(&mut ebpf)?;
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
         let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
@@ -137,6 +141,7 @@ impl Dataplane {
             maps,
             origin,
             room,
+            features,
             journeys,
             explainer,
             cached,
@@ -220,14 +225,16 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
     context
 }
 
-fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
+fn load_object(options: &LoadOptions, sizes: Sizes, features: Features) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
     let cached = [Family::V4, Family::V6].map(|family| sizes.cache_entries(family));
+    let features = features.bits();
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader
         .override_global("TICKS_PER_SECOND", &ticks, true)
         .override_global("HALF_OPEN_PER_CPU", &half_open, true)
+        .override_global("FEATURES", &features, true)
         .override_global("CACHED_V4_PER_CPU", &cached[0], true)
         .override_global("CACHED_V6_PER_CPU", &cached[1], true)
         .override_global(aya_log::LEVEL, &log_level, false);

@@ -40,4 +40,3 @@ pub use attach::{AttachedMode, Attachment, detach};
 pub use collect::{Census, Collector, Limits};
 pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::Maps;
-pub use sizes::Family;

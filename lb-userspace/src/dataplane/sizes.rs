@@ -1,8 +1,9 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_common::{
-    Addr4, Addr6, Address, CachedFlow, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MIN_HALF_OPEN_PER_CPU,
+    Addr4, Addr6, Address, CachedFlow, Features, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MAX_CPUS,
+    MIN_HALF_OPEN_PER_CPU,
 };
 use nix::sys::sysinfo::sysinfo;
 
@@ -13,7 +14,7 @@ pub(super) const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6
 const HALF_OPEN_MAPS: [&str; 2] = ["half_open_v4", "half_open_v6"];
 
 /// The caches in front of the connection maps. They belong to the programs of one load.
-pub(super) const CACHES: [&str; 3] = ["cached_v4", "cached_v6", "cache_use"];
+pub(super) const CACHES: [&str; 2] = ["cached_v4", "cached_v6"];
 
 /// Entries of each CPU in a cache at least.
 const MIN_CACHE_ENTRIES: u32 = 1 << 9;
@@ -26,7 +27,7 @@ const MOST_CACHE_BYTES: u64 = 1 << 31;
 
 /// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub(super) enum Family {
     /// IPv4.
     V4,
     /// IPv6.
@@ -34,6 +35,14 @@ pub enum Family {
 }
 
 impl Family {
+    /// What the programs need for it.
+    const fn feature(self) -> Features {
+        match self {
+            Self::V4 => Features::IPV4,
+            Self::V6 => Features::IPV6,
+        }
+    }
+
     /// Bytes of an entry of its cache.
     const fn cached_bytes(self) -> u64 {
         match self {
@@ -47,8 +56,8 @@ impl Family {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     max_connections: u32,
-    /// A family that no listener is of.
-    unused: Option<Family>,
+    /// What the programs are made for.
+    features: Features,
     /// CPUs that the host may ever have.
     cpus: u32,
     /// Bytes of memory that the host has.
@@ -56,11 +65,15 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub(super) fn new(max_connections: u32, unused: Option<Family>) -> Result<Self> {
+    pub(super) fn new(max_connections: u32, features: Features) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
         let cpus = u32::try_from(cpus).context("cannot count the CPUs")?.max(1);
+        ensure!(
+            cpus <= MAX_CPUS,
+            "this host may have {cpus} CPUs, and lb keeps account of {MAX_CPUS} at most"
+        );
         let memory = sysinfo().context("cannot ask how much memory this host has")?.ram_total();
-        Ok(Self { max_connections, unused, cpus, memory })
+        Ok(Self { max_connections, features, cpus, memory })
     }
 
     /// Slots in the ring of half-open flows of each CPU.
@@ -70,14 +83,13 @@ impl Sizes {
     }
 
     /// Entries of each CPU in the cache of a family, a power of two. Over all CPUs there is room for both halves of
-    /// `max_connections` IPv4 flows, or half as many of IPv6, if the host has the memory.
+    /// `max_connections` flows, if the host has the memory.
     pub(super) fn cache_entries(self, family: Family) -> u32 {
-        if self.unused == Some(family) {
+        if !self.features.include(family.feature()) {
             return MIN_CACHE_ENTRIES;
         }
         let cpus = u64::from(self.cpus);
-        let wanted =
-            2 * u64::from(self.max_connections) * Family::V4.cached_bytes() / family.cached_bytes() / cpus;
+        let wanted = 2 * u64::from(self.max_connections) / cpus;
         let bytes = (self.memory / CACHE_SHARE / 2).min(MOST_CACHE_BYTES);
         let affordable = bytes / family.cached_bytes() / cpus;
         let entries = wanted.min(affordable).clamp(MIN_CACHE_ENTRIES.into(), MAX_CACHE_ENTRIES.into());
@@ -102,7 +114,6 @@ impl Sizes {
     pub(super) fn entries(self, map: &str) -> Option<u32> {
         match map {
             _ if CONNECTION_MAPS.contains(&map) => Some(self.connection_entries()),
-            "cache_use" => Some(self.cpus),
             "cached_v4" => Some(self.cache_entries(Family::V4).saturating_mul(self.cpus)),
             "cached_v6" => Some(self.cache_entries(Family::V6).saturating_mul(self.cpus)),
             _ if HALF_OPEN_MAPS.contains(&map) => Some(self.half_open_per_cpu()),
@@ -122,7 +133,7 @@ mod tests {
     use super::*;
 
     fn sizes(max_connections: u32, cpus: u32) -> Sizes {
-        Sizes { max_connections, unused: None, cpus, memory: 64 << 30 }
+        Sizes { max_connections, features: Features::ALL, cpus, memory: 64 << 30 }
     }
 
     #[test]
@@ -141,7 +152,7 @@ mod tests {
         let cached = |max_connections, cpus| sizes(max_connections, cpus).cache_entries(Family::V4);
         assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 20, 1 << 18));
         assert_eq!(cached(1_000_000, 64), 1 << 14);
-        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 19);
+        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 20);
     }
 
     #[test]
@@ -150,7 +161,7 @@ mod tests {
         let bytes = [Family::V4, Family::V6]
             .map(|family| 2 * family.cached_bytes() * u64::from(small.cache_entries(family)));
         assert_eq!(bytes, [16 << 20; 2]);
-        let v4_only = Sizes { unused: Some(Family::V6), ..sizes(1 << 20, 2) };
+        let v4_only = Sizes { features: Features::IPV4, ..sizes(1 << 20, 2) };
         assert_eq!((v4_only.cache_entries(Family::V4), v4_only.cache_entries(Family::V6)), (1 << 20, 1 << 9));
     }
 }

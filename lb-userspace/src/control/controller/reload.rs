@@ -4,9 +4,11 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use super::{Controller, NEIGHBOUR_WAIT};
+use super::{Controller, NEIGHBOUR_WAIT, hold_fragments, log_packets};
 use crate::config::{self, Config};
+use crate::control::features::features;
 use crate::control::overrides::Overrides;
+use crate::dataplane::{Dataplane, LoadOptions};
 use crate::instance::Instance;
 use crate::network::next_hop::Resolver;
 use crate::network::vip::{self, Ours};
@@ -85,6 +87,7 @@ impl Controller {
     /// host refuses. Also mends what has changed on the host meanwhile, an interface that was made anew for example.
     async fn reconcile(&mut self, before: &Config) -> Result<()> {
         self.tcp_api.follow(&self.config.api).await?;
+        self.renew()?;
         self.attach()?;
         if before.lb.interfaces != self.config.lb.interfaces {
             self.resolver = Resolver::new(self.config.lb.interfaces.clone())
@@ -98,6 +101,33 @@ impl Controller {
         let Ours { added, .. } = self.assign_vips()?;
         tokio::spawn(async move { vip::announce(&added).await });
         self.judge_host_ports();
+        Ok(())
+    }
+
+    /// Loads the programs anew where the running ones were made without something that the configuration uses. Maps and flows
+    /// stay, as when another controller takes over; [`Controller::attach`] puts the new programs in the place of the old ones.
+    fn renew(&mut self) -> Result<()> {
+        let wanted = features(&self.config);
+        if self.dataplane.features.include(wanted) {
+            return Ok(());
+        }
+        let options = LoadOptions {
+            pins: Some(self.instance.pins()),
+            max_connections: self.config.lb.max_connections,
+            features: self.dataplane.features.and(wanted),
+            packet_log: self.packet_log,
+        };
+        let mut dataplane = tokio::task::block_in_place(|| Dataplane::load(&options))
+            .context("cannot load the programs for what the configuration has come to use")?;
+        if self.packet_log {
+            log_packets(&mut dataplane)?;
+        }
+        self.flows.follow(dataplane.take_collector().context("the data plane was taken apart")?);
+        self.fragments = hold_fragments(&mut dataplane)?;
+        // Whether state was taken over is told of the start.
+        dataplane.origin = self.dataplane.origin;
+        self.dataplane = dataplane;
+        info!("loaded the programs anew, with what the configuration has come to use");
         Ok(())
     }
 
