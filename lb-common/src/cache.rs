@@ -97,8 +97,9 @@ const fn round(state: u64, word: u64) -> u64 {
 /// the one beside it.
 ///
 /// An entry is a copy, and what makes it stale is noticed in one of two ways. Whoever changes what it was made of raises
-/// a generation, which is part of [`CachedFlow::guard`]. And it holds for [`crate::SEEN_PER_SECOND`]th of a second
-/// only, counted from the flow's `last_seen`: then the flow itself is looked at again, which is when its `last_seen` is due anyway.
+/// a generation, which is part of [`CachedFlow::guard`]. And it holds for a few seconds only, counted from the flow's
+/// `last_seen`: then the flow itself is looked at again, and its `last_seen` is written. From the first second on another flow may
+/// take its place.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct CachedFlow<P> {
@@ -126,8 +127,8 @@ pub struct CachedFlow<P> {
     pub mtu: u16,
     /// As in [`crate::Flow`].
     pub direction: u8,
-    /// Padding.
-    pub _pad: u8,
+    /// Seconds for which it holds: [`crate::Flow::lag_s`].
+    pub lag_s: u8,
 }
 
 /// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
@@ -142,11 +143,20 @@ pub struct CacheUse {
     pub crowded: u32,
     /// Packets that it is not asked for.
     pub pause: u32,
-    /// Entries in use, a power of two; 0 before the first packet.
+    /// Entries that it uses, unless it pauses: a power of two; 0 before the first packet.
     pub entries: u32,
+    /// Index of its first entry.
+    pub first: u32,
+    /// What selects one of the entries that it uses; 0 while it uses none.
+    pub mask: u32,
 }
 
-/// The generation that is raised when a flow goes or changes whose tuple has this hash: its index in the map `generations`.
+impl CacheUse {
+    /// Before the first packet.
+    pub const NONE: Self = Self { hits: 0, crowded: 0, pause: 0, entries: 0, first: 0, mask: 0 };
+}
+
+/// The generation that is raised when a flow goes or changes whose tuple has this hash: its index among all of them.
 #[inline(always)]
 pub const fn generation_of(hash: u32) -> u32 {
     // The bits above those that places are told apart by.

@@ -64,7 +64,8 @@ pub struct Flow<A> {
     pub client: NextHop,
     /// When the flow was made, in ticks (the low 32 bits of the kernel's jiffies).
     pub created: u32,
-    /// When a packet last passed this half, in ticks; written at most [`crate::SEEN_PER_SECOND`] times a second.
+    /// When a packet last passed this half, in ticks; written at most [`crate::SEEN_PER_SECOND`] times a second. Packets that
+    /// find a copy of the flow do not write it: see [`Flow::copy_s`].
     pub last_seen: u32,
     /// [`Flow::TO_BACKEND`] or [`Flow::TO_CLIENT`].
     pub direction: u8,
@@ -75,8 +76,10 @@ pub struct Flow<A> {
     pub mtu: u16,
     /// Bits of [`Flow::CUT`]; a half with any of them leaves the short way through the program.
     pub flags: u8,
+    /// Seconds for which copies of an established half are used: `last_seen` may be as much too early.
+    pub copy_s: u8,
     /// Padding.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
 }
 
 impl<A> Flow<A> {
@@ -98,6 +101,14 @@ impl<A> Flow<A> {
     pub const CUT: u8 = 1 << 0;
     /// Beside [`Flow::CUT`]: the flow has idled out, so either end gets the RST itself when it sends.
     pub const IDLE: u8 = 1 << 1;
+
+    /// Seconds that its last packet may have come later than `last_seen` says. Of what is opened, closed or cut right now the
+    /// time is known better.
+    #[inline(always)]
+    pub const fn lag_s(&self) -> u8 {
+        let is_calm = self.seen & (Self::ESTABLISHED | Self::FIN | Self::RST) == Self::ESTABLISHED;
+        if is_calm && self.flags == 0 && self.copy_s > 1 { self.copy_s } else { 1 }
+    }
 }
 
 impl<A: Address> Flow<A> {

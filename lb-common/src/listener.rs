@@ -41,6 +41,12 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Seconds without a packet after which a flow of this protocol ends.
+    #[inline(always)]
+    pub const fn idle_timeout_s(&self, protocol: u8) -> u32 {
+        if protocol == crate::PROTO_TCP { self.tcp_idle_timeout_s } else { self.udp_idle_timeout_s }
+    }
+
     /// Hash addresses, ports and protocol.
     pub const FIVE_TUPLE: u8 = 0;
     /// Hash addresses and protocol.

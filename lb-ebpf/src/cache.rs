@@ -11,7 +11,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{generation_of, wire_ports};
-use lb_common::{Address, CacheUse, CachedFlow, FlowKey, GENERATIONS, SEEN_PER_SECOND, Tuple};
+use lb_common::{Address, CacheUse, CachedFlow, FlowKey, GENERATIONS, Tuple};
 
 use crate::atomic;
 use crate::checksum::{self, TTL_DECREMENT};
@@ -32,8 +32,13 @@ const FIRST_ENTRIES: u32 = 1 << 12;
 const CROWD: u32 = 8;
 const WORTH: u32 = 16;
 
-/// Packets for which a CPU does without its cache where all of it is too small.
-const PAUSE: u32 = 1 << 21;
+/// Where all of it is in use, a CPU looks whether it is worth while when this many times as many packets as it has entries
+/// found no place: each flow has come more than once by then. It is, unless this many times fewer packets found their flow.
+const CROWDS: u32 = 2;
+const WASTE: u32 = 2;
+
+/// Packets for which a CPU does without its cache where all of it is not worth while.
+const PAUSE: u32 = 1 << 24;
 
 /// Packets after which a CPU tries with half of the entries.
 const TRIED: u32 = 1 << 26;
@@ -46,13 +51,12 @@ pub(crate) fn find<F: Family>(
     frame: &Frame,
     packet: &Express<Pair<F>>,
 ) -> Option<&'static CachedFlow<Pair<F>>> {
-    let cpu = this_cpu();
-    let caching = F::cache_use(cpu)?;
-    if caching.pause != 0 {
+    let caching = F::cache_use(this_cpu());
+    if caching.mask == 0 {
         return None;
     }
     let hash = packet.tuple.hash();
-    let index = index::<F>(cpu, hash, caching);
+    let index = index(hash, caching);
     let first = F::cached(index)?;
     let entry = if first.tuple.is(&packet.tuple) {
         first
@@ -86,7 +90,7 @@ pub(crate) struct Place<P: 'static> {
 #[inline(always)]
 pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<Pair<F>>> {
     let cpu = this_cpu();
-    let caching = F::cache_use(cpu)?;
+    let caching = F::cache_use(cpu);
     if caching.pause != 0 {
         caching.pause -= 1;
         return None;
@@ -94,10 +98,10 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     if shows_news(packet) || !packet.is_sound {
         return None;
     }
-    resize::<F>(caching);
+    resize::<F>(cpu, caching);
     let tuple = Tuple::of(&packet.key);
     let hash = tuple.hash();
-    let index = index::<F>(cpu, hash, caching);
+    let index = index(hash, caching);
     let (first, second) = (F::cached(index)?, F::cached(index ^ 1)?);
     Some(Place { first, second, tuple, guard: guard(frame, hash, caching)?, caching })
 }
@@ -110,8 +114,8 @@ impl<P: lb_common::cache::Pair> Place<P> {
         let entry = match () {
             () if first.tuple.is(&tuple) => first,
             () if second.tuple.is(&tuple) => second,
-            () if !is_fresh(first) => first,
-            () if !is_fresh(second) => second,
+            () if !is_young(first) => first,
+            () if !is_young(second) => second,
             () => {
                 caching.crowded += 1;
                 return;
@@ -123,16 +127,19 @@ impl<P: lb_common::cache::Pair> Place<P> {
 
 /// Uses more entries, or none for a while, where many packets find no place for their flow; now and then tries with fewer.
 #[inline(always)]
-fn resize<F: Family>(caching: &mut CacheUse) {
+fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
     let most = F::cache_entries();
     let entries = caching.entries;
     if entries == 0 {
+        caching.first = cpu * most;
         caching.entries = if most < FIRST_ENTRIES { most } else { FIRST_ENTRIES };
-    } else if caching.crowded >= entries / CROWD {
-        let is_too_small = caching.hits / WORTH < caching.crowded;
-        if is_too_small && entries < most {
+    } else if entries < most && caching.crowded >= entries / CROWD {
+        if caching.hits / WORTH < caching.crowded {
             caching.entries = entries * 2;
-        } else if caching.hits < caching.crowded {
+        }
+        (caching.hits, caching.crowded) = (0, 0);
+    } else if caching.crowded / CROWDS >= entries {
+        if caching.hits < caching.crowded / WASTE {
             caching.pause = PAUSE;
         }
         (caching.hits, caching.crowded) = (0, 0);
@@ -142,6 +149,7 @@ fn resize<F: Family>(caching: &mut CacheUse) {
         }
         (caching.hits, caching.crowded) = (0, 0);
     }
+    caching.mask = if caching.pause == 0 { caching.entries - 1 } else { 0 };
 }
 
 #[inline(always)]
@@ -166,6 +174,7 @@ fn write<A: Address>(
     entry.since = flow.last_seen;
     entry.mtu = known.mtu;
     entry.direction = flow.direction;
+    entry.lag_s = flow.lag_s();
     compiler_fence(Ordering::SeqCst);
     entry.tuple.rest = tuple.rest;
 }
@@ -174,9 +183,11 @@ fn write<A: Address>(
 #[inline(always)]
 pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     let tuple = Tuple::of(&packet.key);
-    let cpu = this_cpu();
-    let Some(caching) = F::cache_use(cpu) else { return };
-    let index = index::<F>(cpu, tuple.hash(), caching);
+    let caching = F::cache_use(this_cpu());
+    if caching.mask == 0 {
+        return;
+    }
+    let index = index(tuple.hash(), caching);
     for index in [index, index ^ 1] {
         let Some(entry) = F::cached(index) else { return };
         if entry.tuple.is(&tuple) {
@@ -194,10 +205,8 @@ pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
 
 #[inline(always)]
 fn raise(generation: u32) {
-    if let Some(generation) = GENERATION.get_ptr_mut(generation) {
-        // SAFETY: the value is an aligned u64 of the map.
-        unsafe { atomic::fetch_add(generation, 1) };
-    }
+    // SAFETY: the value is an aligned u64.
+    unsafe { atomic::fetch_add(GENERATION.at(generation), 1) };
 }
 
 /// Makes every copy stale, for the controller, which has no atomic operation on maps. Never attached: it is run by
@@ -218,7 +227,13 @@ pub(crate) const fn shows_news<A>(packet: &Packet<A>) -> bool {
 
 #[inline(always)]
 fn is_fresh<P>(entry: &CachedFlow<P>) -> bool {
-    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() / SEEN_PER_SECOND
+    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() * u32::from(entry.lag_s)
+}
+
+/// Whether no other flow may take its place yet.
+#[inline(always)]
+fn is_young<P>(entry: &CachedFlow<P>) -> bool {
+    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load()
 }
 
 #[inline(always)]
@@ -227,10 +242,10 @@ fn this_cpu() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
-/// A CPU's first entry for a tuple of this hash.
+/// A CPU's first entry for a tuple of this hash. Its entries are a power of two in number and size, and none is another's.
 #[inline(always)]
-fn index<F: Family>(cpu: u32, hash: u32, caching: &CacheUse) -> u32 {
-    cpu * F::cache_entries() + (hash & caching.entries.wrapping_sub(1) & (F::cache_entries() - 1))
+const fn index(hash: u32, caching: &CacheUse) -> u32 {
+    caching.first + (hash & caching.mask)
 }
 
 /// What the sender of a frame on its link, the generation and the size of the cache make of each other: of one sender, no
@@ -240,6 +255,7 @@ fn guard(frame: &Frame, hash: u32, caching: &CacheUse) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
     let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
-    let generation = *GENERATION.get(generation_of(hash))? as u32;
-    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation ^ caching.entries << 11)
+    // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
+    let generation = unsafe { GENERATION.at(generation_of(hash)).read_volatile() } as u32;
+    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation ^ caching.mask << 11)
 }

@@ -143,7 +143,7 @@ pub(crate) trait Family {
     fn cached(index: u32) -> Option<&'static mut CachedFlow<<Self::Addr as Address>::Pair>>;
 
     /// How a CPU gets on with its cache of flows.
-    fn cache_use(cpu: u32) -> Option<&'static mut CacheUse>;
+    fn cache_use(cpu: u32) -> &'static mut CacheUse;
 
     /// Entries of each CPU in its cache of flows: a power of two.
     fn cache_entries() -> u32;

@@ -7,7 +7,7 @@
 
 use lb_common::{
     Address, Backend, Flow, FlowKey, InterfaceMac, Listener, MAX_BACKENDS, NextHop, PROTO_TCP, PROTO_UDP,
-    Reason, SEEN_PER_SECOND,
+    Reason, SEEN_PER_SECOND, copy_lifetime_s,
     flow::{is_closing, is_retried},
 };
 
@@ -376,7 +376,8 @@ fn write_answering_half<A: Address>(
     half.seen = if is_closed { Flow::<A>::FIN } else { 0 };
     half.mtu = mtu_of(frame);
     half.flags = 0;
-    half._pad = [0; 3];
+    half.copy_s = copy_lifetime_s(choice.listener.idle_timeout_s(packet.key.protocol));
+    half._pad = [0; 2];
     Some(())
 }
 

@@ -3,7 +3,7 @@
 //! from established flows. A flow is promoted by what its packets show, without a write to the ring.
 
 use lb_common::flow::is_promoted;
-use lb_common::{Flow, FlowKey, HALF_OPEN_S, HalfOpen, PROTO_TCP, Reason, SEEN_PER_SECOND};
+use lb_common::{Flow, FlowKey, HALF_OPEN_S, HalfOpen, PROTO_TCP, Reason};
 
 use crate::cache;
 use crate::clock::now;
@@ -76,7 +76,7 @@ pub(crate) fn end<F: Family>(
     // Of a flow that has been silent for longer nobody has a copy that counts.
     let now = now();
     let silence = now.wrapping_sub(last_seen).min(now.wrapping_sub(last_seen_back));
-    if silence <= TICKS_PER_SECOND.load() / SEEN_PER_SECOND {
+    if silence <= TICKS_PER_SECOND.load() * u32::from(flow.copy_s.max(1)) {
         cache::outdate(key);
         cache::outdate(answers);
     }

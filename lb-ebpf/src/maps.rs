@@ -1,6 +1,8 @@
 //! Every map: who writes it, who reads it. The controller pins them under their names in lower case; sizes
 //! given by the configuration replace those written here when the program is loaded.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::LpmTrie;
@@ -13,8 +15,8 @@ use lb_common::{
     Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
     Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
     HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS,
-    MAX_CACHE_ENTRIES, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS, MAX_SETS,
-    MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow,
+    MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS,
+    MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow,
     SNAT_CURSORS, Settings, SourceKey,
 };
 
@@ -45,10 +47,27 @@ pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 /// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
 const CONNECTION_HALVES: usize = 2 << 20;
 
+/// Memory that all CPUs and all programs of one load share. It lies in `.bss`, so its address stands in the programs and
+/// nothing has to be looked up.
+#[repr(transparent)]
+pub(crate) struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: it hands out addresses only; whoever uses one has to say why that is sound.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T, const N: usize> Shared<[T; N]> {
+    /// Address of one of the N values; indices beyond them begin anew.
+    #[inline(always)]
+    pub(crate) const fn at(&self, index: u32) -> *mut T {
+        // SAFETY: the index is less than N.
+        unsafe { self.0.get().cast::<T>().add(index as usize % N) }
+    }
+}
+
 /// Raised by whatever makes cached flows stale, for each group of flows. Written here, also on behalf of the controller;
 /// read here.
-#[btf_map(name = "generations")]
-pub(crate) static GENERATION: Array<u64, { GENERATIONS as usize }> = Array::new();
+pub(crate) static GENERATION: Shared<[u64; GENERATIONS as usize]> =
+    Shared(UnsafeCell::new([0; GENERATIONS as usize]));
 
 /// Entries of each CPU in `cached_v4`, a power of two.
 #[unsafe(no_mangle)]
@@ -69,12 +88,13 @@ pub(crate) static CACHED_V4: Cached<<Addr4 as Address>::Pair> = Cached::new();
 #[btf_map(name = "cached_v6")]
 pub(crate) static CACHED_V6: Cached<<Addr6 as Address>::Pair> = Cached::new();
 
-/// How each CPU gets on with its caches: IPv4, IPv6. Written and read here.
-#[btf_map(name = "cache_use")]
-pub(crate) static CACHE_USE: Array<[CacheUse; 2], MAX_CPUS, { BPF_F_MMAPABLE as usize }> = Array::new();
+/// How each CPU gets on with its cache of IPv4 flows. Written and read here.
+pub(crate) static CACHE_USE_V4: Shared<[CacheUse; MAX_CPUS as usize]> =
+    Shared(UnsafeCell::new([CacheUse::NONE; MAX_CPUS as usize]));
 
-/// CPUs of a host, unless the controller finds another number.
-const MAX_CPUS: usize = 1;
+/// The same of IPv6 flows.
+pub(crate) static CACHE_USE_V6: Shared<[CacheUse; MAX_CPUS as usize]> =
+    Shared(UnsafeCell::new([CacheUse::NONE; MAX_CPUS as usize]));
 
 /// A connection map. Entries are allocated as they come: an idle balancer holds no memory for a million flows.
 pub(crate) type Connections<A> =

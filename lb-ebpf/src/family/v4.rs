@@ -192,9 +192,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn cache_use(cpu: u32) -> Option<&'static mut CacheUse> {
-        // SAFETY: as in `cached`.
-        maps::CACHE_USE.get_ptr_mut(cpu).map(|caches| unsafe { &mut (*caches)[0] })
+    fn cache_use(cpu: u32) -> &'static mut CacheUse {
+        // SAFETY: as in `cached`; the controller loads nothing where there are more CPUs than values.
+        unsafe { &mut *maps::CACHE_USE_V4.at(cpu) }
     }
 
     #[inline(always)]

@@ -174,9 +174,9 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn cache_use(cpu: u32) -> Option<&'static mut CacheUse> {
-        // SAFETY: as in `cached`.
-        maps::CACHE_USE.get_ptr_mut(cpu).map(|caches| unsafe { &mut (*caches)[1] })
+    fn cache_use(cpu: u32) -> &'static mut CacheUse {
+        // SAFETY: as in `cached`; the controller loads nothing where there are more CPUs than values.
+        unsafe { &mut *maps::CACHE_USE_V6.at(cpu) }
     }
 
     #[inline(always)]

@@ -22,9 +22,6 @@ use super::sys::{self, Batch, Cursor};
 /// Flows that one walk resets at most; the others are a later walk's.
 const RESETS: usize = 1000;
 
-/// How much older than the last packet `last_seen` may be: no flow ends before its time, and none this much later.
-pub const GRAIN: Duration = Duration::from_millis(1000 / lb_common::SEEN_PER_SECOND as u64);
-
 /// How long flows may idle.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -255,8 +252,9 @@ where
                 sys::delete(map, &key)?;
                 sys::delete(map, &back_key)?;
                 // Nearly every flow that ends has been idle for longer than any copy of it holds.
-                let idle = now.since(there.last_seen).min(now.since(back.last_seen));
-                census.outdates_copies |= idle < 2 * GRAIN;
+                let may_be_copied =
+                    |half: &Flow<A>| now.since(half.last_seen).as_secs() <= u64::from(half.copy_s) + 1;
+                census.outdates_copies |= may_be_copied(&there) || may_be_copied(&back);
                 let unanswered = is_half_open(key.protocol, there.seen) && back.seen == 0;
                 Ok(Fate::Over { unanswered })
             }

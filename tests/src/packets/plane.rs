@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, MapType, RingBuf};
 use lb_common::{
-    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, PROTO_TCP, RateWindow,
+    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, MAX_COPY_S, PROTO_TCP, RateWindow,
 };
 use lb_userspace::dataplane::{Collector, Dataplane, LoadOptions};
 use nix::unistd::geteuid;
@@ -111,15 +111,17 @@ impl Loaded {
         Ok(Self { dataplane, collector, max_connections })
     }
 
-    /// Makes everything that remembers a time older: by at least this time, ticks being coarse.
+    /// Makes everything that remembers a time older: by at least this time, ticks being coarse, and flows by as much more as
+    /// the time of their last packet may be too early.
     pub(super) fn age(&mut self, time: Duration) -> Result<()> {
         self.dataplane.cached.forget()?;
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
         let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
         let ticks = u32::try_from(ticks).context("too long a time")?;
-        change::<Addr4>(self.map("connections_v4")?, |_, half| older(half, ticks))?;
-        change::<Addr6>(self.map("connections_v6")?, |_, half| older(half, ticks))?;
-        self.change_rates(|rate| RateWindow { second: rate.second.saturating_sub(time.as_secs()), ..rate })
+        change::<Addr4>(self.map("connections_v4")?, |_, half| older(half, ticks, rate))?;
+        change::<Addr6>(self.map("connections_v6")?, |_, half| older(half, ticks, rate))?;
+        let seconds = time.as_secs() + 1;
+        self.change_rates(|window| RateWindow { second: window.second.saturating_sub(seconds), ..window })
     }
 
     /// How many flows that have not proved themselves each CPU has room for.
@@ -248,9 +250,10 @@ where
     Ok(())
 }
 
-const fn older<A>(half: &mut Flow<A>, ticks: u32) {
-    half.created = half.created.wrapping_sub(ticks);
-    half.last_seen = half.last_seen.wrapping_sub(ticks);
+const fn older<A>(half: &mut Flow<A>, ticks: u32, ticks_per_second: u32) {
+    half.last_seen = half.last_seen.wrapping_sub(ticks + half.lag_s() as u32 * ticks_per_second);
+    // Both halves were made at the same time.
+    half.created = half.created.wrapping_sub(ticks + MAX_COPY_S * ticks_per_second);
 }
 
 fn cut<A>(key: &FlowKey<A>, half: &mut Flow<A>) {

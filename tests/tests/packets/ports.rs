@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use lb_tests::packets::{Family, Verdict};
-use lb_userspace::dataplane::collect::GRAIN;
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND, tcp};
@@ -97,7 +96,7 @@ fn churn(family: Family, long_lived: u16, short: u16, rounds: u16) -> Result<f64
             }
         }
         // The reset ones end after 10 s.
-        lab.bench.age(std::time::Duration::from_secs(10) + GRAIN)?;
+        lab.bench.age(std::time::Duration::from_secs(10))?;
         let census = lab.bench.sweep()?;
         let alive = census.by_listener.values().sum::<u64>();
         ensure!(alive == u64::from(long_lived), "expected {long_lived} flows to live, found {alive}");

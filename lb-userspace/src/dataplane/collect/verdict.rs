@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::flow::{is_closing, is_half_open};
 use lb_common::{Address, Flow, FlowKey, PROTO_TCP};
 
-use super::{GRAIN, Limits};
+use super::Limits;
 use crate::dataplane::clock::Tick;
 
 /// A TCP flow without the client's first ACK ends after this time.
@@ -57,16 +57,19 @@ pub(super) fn judge<A: Address>(
     limits: &Limits,
 ) -> Verdict {
     // A packet may have passed just after `last_seen` was written: no flow ends before its time.
-    let at_least = |half: &Flow<A>| now.since(half.last_seen).saturating_sub(GRAIN);
-    let idle = at_least(to_backend).min(at_least(to_client));
+    let at_least =
+        |half: &Flow<A>, lag: u8| now.since(half.last_seen).saturating_sub(Duration::from_secs(lag.into()));
+    let idle = at_least(to_backend, to_backend.lag_s()).min(at_least(to_client, to_client.lag_s()));
+    // What closes a connection is written down at once, whatever its other half still sends.
+    let closed_for = at_least(to_backend, 1).min(at_least(to_client, 1));
     let over = |is_over| if is_over { Verdict::Over } else { Verdict::Lives };
     let is_cut = limits.cut.contains(&to_backend.backend);
     match () {
         () if is_cut && key.protocol != PROTO_TCP => Verdict::Over,
         () if is_cut && !(is_marked(to_backend) && is_marked(to_client)) => Verdict::Cut,
-        () if is_marked(to_backend) || is_marked(to_client) => over(idle >= CLOSING),
-        () if is_half_open(key.protocol, to_backend.seen) => over(at_least(to_backend) >= HALF_OPEN),
-        () if is_closing(to_backend.seen, to_client.seen) => over(idle >= CLOSING),
+        () if is_marked(to_backend) || is_marked(to_client) => over(closed_for >= CLOSING),
+        () if is_half_open(key.protocol, to_backend.seen) => over(at_least(to_backend, 1) >= HALF_OPEN),
+        () if is_closing(to_backend.seen, to_client.seen) => over(closed_for >= CLOSING),
         () if idle < idle_timeout(key, to_backend, limits) => Verdict::Lives,
         () if key.protocol == PROTO_TCP && limits.reset_on_idle.contains(&to_backend.listener) => {
             Verdict::Reset
@@ -95,6 +98,7 @@ mod tests {
 
     const RATE: u32 = 250;
     const NOW: u32 = 100_000_000;
+    const COPY_S: u8 = 4;
     const SYN: u8 = Flow::<Addr4>::SYN;
     const ESTABLISHED: u8 = Flow::<Addr4>::SYN | Flow::<Addr4>::ESTABLISHED;
     const FIN: u8 = ESTABLISHED | Flow::<Addr4>::FIN;
@@ -106,9 +110,10 @@ mod tests {
 
     /// A half that was made long ago and saw its last packet some seconds ago.
     fn half(direction: u8, seen: u8, idle_s: u32) -> Flow<Addr4> {
-        // The packet came right after `last_seen` was written.
-        let last_seen = NOW - idle_s * RATE - idle_s.min(1) * RATE.div_ceil(lb_common::SEEN_PER_SECOND);
-        Flow { direction, seen, last_seen, created: last_seen - 1000 * RATE, ..Flow::default() }
+        let half = Flow { direction, seen, copy_s: COPY_S, ..Flow::default() };
+        // The packet came as late after `last_seen` was written as it could.
+        let last_seen = NOW - (idle_s + idle_s.min(1) * u32::from(half.lag_s())) * RATE;
+        Flow { last_seen, created: last_seen - 1000 * RATE, ..half }
     }
 
     /// Whether a flow is over, and whether the walk would have looked at it, from either half.
@@ -152,6 +157,23 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_may_have_gone_on_by_its_copy() {
+        let (limits, now, key) = (Limits::default(), Tick::new(NOW, RATE), key(PROTO_TCP));
+        let verdict = |copy_s, idle_s| {
+            let last_seen = NOW - idle_s * RATE;
+            let there = Flow { seen: ESTABLISHED, copy_s, last_seen, ..Flow::default() };
+            let back = Flow { direction: Flow::<Addr4>::TO_CLIENT, ..there };
+            judged(&key, &there, &back, now, &limits)
+        };
+        assert_eq!((verdict(4, 363), verdict(4, 364)), (Verdict::Lives, Verdict::Over));
+        assert_eq!(
+            (verdict(0, 360), verdict(0, 361)),
+            (Verdict::Lives, Verdict::Over),
+            "no copies, a tick a second"
+        );
+    }
+
+    #[test]
     fn closed_flows_end_after_ten_seconds() {
         assert!(!verdict(PROTO_TCP, (FIN, 9), (FIN, 9)));
         assert!(verdict(PROTO_TCP, (FIN, 10), (FIN, 10)));
@@ -176,7 +198,10 @@ mod tests {
         assert_eq!(judged(&key(PROTO_TCP), &cut(there), &cut(back), now, &limits), Verdict::Lives);
         for seen in [SYN, ESTABLISHED, RST] {
             // The program clears the RST bit when packets go on; the mark is what counts.
-            let silent = |direction, idle_s| cut(half(direction, seen, idle_s));
+            // There are no copies of it.
+            let silent = |direction, idle_s| {
+                cut(Flow { last_seen: NOW - (idle_s + 1) * RATE, ..half(direction, seen, idle_s) })
+            };
             let verdict = |idle_s| {
                 let (there, back) =
                     (silent(Flow::<Addr4>::TO_BACKEND, idle_s), silent(Flow::<Addr4>::TO_CLIENT, idle_s));

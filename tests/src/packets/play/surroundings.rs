@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use lb_common::InterfaceMac;
 use lb_userspace::control::{Health, Way};
-use lb_userspace::dataplane::collect::GRAIN;
 
 use super::{Player, Tuple};
 use crate::packets::case::Step;
@@ -51,10 +50,9 @@ impl Player<'_> {
             self.bench.cut()?;
         }
         if let Some(seconds) = step.wait_s {
-            // Flows are given that much longer, since the time of their last packet is coarse. No time at all leaves the copies
-            // that the program keeps of them.
+            // No time at all leaves the copies that the program keeps of flows.
             if seconds > 0 {
-                self.bench.age(Duration::from_secs(seconds) + GRAIN)?;
+                self.bench.age(Duration::from_secs(seconds))?;
             }
             self.bench.sweep()?;
             self.forget_ended_flows()?;
