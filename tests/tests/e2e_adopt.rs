@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_tests::netns::traffic::{self, Session};
 use lb_tests::netns::{Config, Family, Host, Lab, Lb, Service, Topology};
 
@@ -125,6 +125,32 @@ fn a_reload_that_needs_other_programs_puts_them_in_place_under_traffic() -> Resu
     let lb = Lb::start(&lab.balancer, &config)?;
     session_v6.echo(b"of a listener that is gone")?;
     session.echo(b"by fewer programs")?;
+    lb.stop()
+}
+
+/// The programs of the controller before know no rules for sources. They must never work for a listener that has some.
+#[test]
+fn a_start_that_fails_after_another_controller_opens_no_listener_to_everybody() -> Result<()> {
+    let family = Family::V4;
+    let lab = Lab::one_arm()?;
+    let before = Config::new(&lab, family);
+    Lb::start_with_rotation(&lab.balancer, &before.to_string(), 3)?.stop()?;
+    let closed = Service { name: "closed", port: 81, ..Service::WEB };
+    let more = Config { services: vec![Service::WEB, closed], ..before.clone() };
+    let rule = format!("name = \"closed-0\"\ndeny_sources = [\"{}\"]", family.lan(50));
+    let with_rule = |config: &Config| config.to_string().replace("name = \"closed-0\"", &rule);
+
+    // The driver of the loopback interface knows no XDP.
+    let interfaces = vec!["eth0".to_owned(), "lo".to_owned()];
+    let refused = Lb::start(&lab.balancer, &with_rule(&Config { interfaces, ..more.clone() }));
+    assert!(refused.is_err(), "attached to the loopback interface");
+    traffic::curl(&lab.client, family.vip_port(80)).context("what ran before goes on")?;
+    traffic::try_curl(&lab.client, family.vip_port(81), "/")?.success().expect_err("nobody listens there");
+
+    let lb = Lb::start_with_rotation(&lab.balancer, &with_rule(&more), 3)?;
+    traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
+    traffic::try_curl(&lab.client, family.vip_port(81), "/")?.success().expect_err("the client is denied");
+    ensure!(lb.status()?.listener("closed-0")?["new_flows"] == 0, "a flow was opened by a denied client");
     lb.stop()
 }
 

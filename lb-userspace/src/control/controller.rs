@@ -232,9 +232,16 @@ impl Controller {
         self.tcp_api.follow(&self.config.api).await?;
         self.watch_backends();
         self.resolver.first_round(NEIGHBOUR_WAIT).await;
+        let is_adopted = self.dataplane.origin == Origin::Adopted;
+        if is_adopted {
+            // The programs of the controller before may be made without what this configuration uses.
+            self.attach()?;
+        }
         self.apply()?;
         self.look_at_host_ports();
-        self.attach()?;
+        if !is_adopted {
+            self.attach()?;
+        }
         // All of them: another host may have had them until now.
         let Ours { all, .. } = self.assign_vips()?;
         tokio::spawn(async move { vip::announce(&all).await });

@@ -88,6 +88,10 @@ fn walk_until_dropped(mut collector: Collector, orders: &Receiver<Order>, publis
             }
             Ok(Order::Follow(other)) => {
                 collector = *other;
+                // A walk may have made the copies of the programs before stale, while those of the new ones were made.
+                collector
+                    .forget_copies()
+                    .unwrap_or_else(|error| error!("copies of flows may be stale: {error:#}"));
                 continue;
             }
             Ok(Order::WalkNow(done)) => waiting.push(done),

@@ -79,7 +79,7 @@ pub struct Census {
     /// Of those, the TCP flows whose SYN the backend never answered, by backend id.
     pub unanswered: BTreeMap<u32, u64>,
     /// Whether the program may keep copies of flows that are no longer true: flows were marked whose next packets it turns
-    /// into RSTs, or ended in the midst of their packets.
+    /// into RSTs, or ended in the midst of their packets. Only while the walk is under way.
     pub outdates_copies: bool,
     /// Flows that idled out and are to be reset: source and destination of a packet to each of their ends. What an
     /// end sends back, the program turns into a RST.
@@ -122,15 +122,21 @@ impl Collector {
         let now = self.clock.now()?;
         let mut census = Census { began: Some(Instant::now()), ..Census::default() };
         Walk::<Addr4>::new(&self.v4, limits, now)
-            .run(&mut census)
+            .run(&mut census, &self.cached)
             .context("cannot walk over connections_v4")?;
         Walk::<Addr6>::new(&self.v6, limits, now)
-            .run(&mut census)
+            .run(&mut census, &self.cached)
             .context("cannot walk over connections_v6")?;
-        if census.outdates_copies {
-            self.cached.forget()?;
-        }
         Ok(census)
+    }
+
+    /// Has the program look at the flows themselves again.
+    ///
+    /// # Errors
+    ///
+    /// If BPF_PROG_TEST_RUN fails.
+    pub fn forget_copies(&self) -> Result<()> {
+        self.cached.forget()
     }
 }
 
@@ -152,7 +158,7 @@ where
         Self { map: map.fd().as_fd(), limits, now, batch: Batch::new() }
     }
 
-    fn run(mut self, census: &mut Census) -> Result<()> {
+    fn run(mut self, census: &mut Census, cached: &CachedFlows) -> Result<()> {
         let mut cursor = Cursor::default();
         let (map, now, limits) = (self.map, self.now, self.limits);
         while let Some(halves) = self.batch.read_next(map, &mut cursor)? {
@@ -170,6 +176,9 @@ where
                         *census.unanswered.entry(half.backend).or_default() += u64::from(unanswered);
                     }
                 }
+            }
+            if std::mem::take(&mut census.outdates_copies) {
+                cached.forget()?;
             }
         }
         Ok(())
@@ -249,9 +258,9 @@ where
             Verdict::Over => {
                 // The half for the answers claims the SNAT port: it goes last, so that nobody gets the port while
                 // the other half still sends from it.
-                sys::delete(map, &key)?;
-                sys::delete(map, &back_key)?;
-                // Nearly every flow that ends has been idle for longer than any copy of it holds.
+                let there = sys::take(map, &key)?.unwrap_or(there);
+                let back = sys::take(map, &back_key)?.unwrap_or(back);
+                // Nearly every flow that ends has been idle for longer than any copy of it holds. A packet may have come since.
                 let may_be_copied =
                     |half: &Flow<A>| now.since(half.last_seen).as_secs() <= u64::from(half.copy_s) + 1;
                 census.outdates_copies |= may_be_copied(&there) || may_be_copied(&back);

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya_obj::Object;
-use lb_common::{Addr4, Addr6, Features, Flow, FlowKey, LAYOUT_VERSION, Settings};
+use lb_common::{
+    Addr4, Addr6, Features, Flow, FlowKey, LAYOUT_VERSION, Listener, ListenerKey, RangeKey, Settings,
+};
 use tracing::{info, warn};
 
 use super::attach::is_link;
@@ -108,15 +111,38 @@ fn say_what_has_room(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<
     Ok(())
 }
 
-/// The families that adopted flows are of. They go on, whether the configuration still names their listeners or not.
+/// What an adopted data plane is used for, whether the configuration still asks for it or not: its listeners hold until they
+/// are replaced, and its flows go on.
 ///
 /// # Errors
 ///
 /// If a map cannot be read.
-pub(super) fn families_with_flows(pins: &Path) -> Result<Features> {
+pub(super) fn features_in_use(pins: &Path) -> Result<Features> {
     let [v4, v6] = CONNECTION_MAPS.map(|name| pins.join(name));
-    let v4 = Features::IPV4.only_if(holds_flows::<Addr4>(&v4)?);
-    Ok(v4.and(Features::IPV6.only_if(holds_flows::<Addr6>(&v6)?)))
+    let mut features = Features::IPV4.only_if(holds_flows::<Addr4>(&v4)?);
+    features = features.and(Features::IPV6.only_if(holds_flows::<Addr6>(&v6)?));
+    let listeners: HashMap<_, ListenerKey, Listener> = Map::HashMap(open(&pins.join("listeners"))?)
+        .try_into()
+        .context("the map `listeners` is no hash map")?;
+    for listener in listeners.iter() {
+        let (key, listener) = listener.context("cannot read the map `listeners`")?;
+        features = features.and(features_of(&key.address, &listener));
+    }
+    let ranges: LpmTrie<_, RangeKey, Listener> = Map::LpmTrie(open(&pins.join("listener_ranges"))?)
+        .try_into()
+        .context("the map `listener_ranges` is no trie")?;
+    for range in ranges.iter() {
+        let (key, listener) = range.context("cannot read the map `listener_ranges`")?;
+        features = features.and(features_of(&key.data().address, &listener)).and(Features::PORT_RANGES);
+    }
+    Ok(features)
+}
+
+fn features_of(address: &Addr6, listener: &Listener) -> Features {
+    let family = if address.is_ipv4_mapped() { Features::IPV4 } else { Features::IPV6 };
+    family
+        .and(Features::SOURCE_RULES.only_if(listener.flags & Listener::SOURCE_RULES != 0))
+        .and(Features::FLOW_LIMITS.only_if(listener.max_new_flows_per_s != 0))
 }
 
 fn holds_flows<A>(path: &Path) -> Result<bool>

@@ -15,7 +15,7 @@ use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
-use super::inspect::{families_with_flows, inspect};
+use super::inspect::{features_in_use, inspect};
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
@@ -119,7 +119,7 @@ impl Dataplane {
         };
         let mut features = options.features;
         if let (Origin::Adopted, Some(pins)) = (origin, &options.pins) {
-            features = features.and(families_with_flows(pins)?);
+            features = features.and(features_in_use(pins)?);
         }
         let mut ebpf = load_object(options, sizes, features)?;
         let cached = CachedFlows::new(load_program(&mut ebpf, cached::PROGRAM)?)?;

@@ -73,6 +73,15 @@ impl<K: Pod, V: Pod> Batch<K, V> {
 
 /// The value under a key.
 pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    value_by(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+/// Removes a key from a hash map and gives the value it had (kernel 5.14).
+pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    value_by(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+fn value_by<K: Pod, V: Pod>(command: bpf_cmd, map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = MaybeUninit::<V>::uninit();
     // SAFETY: all-zero is a valid `bpf_attr`.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
@@ -80,7 +89,7 @@ pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
     // SAFETY: key and value have the sizes that the map was checked to have when it was opened.
-    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+    match unsafe { bpf(command, &mut attr) } {
         // SAFETY: the kernel has filled the value.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
