@@ -33,9 +33,8 @@ const CROWD: u32 = 8;
 const WORTH: u32 = 16;
 
 /// Where all of it is in use, a CPU looks whether it is worth while when this many times as many packets as it has entries
-/// found no place: each flow has come more than once by then. It is, unless this many times fewer packets found their flow.
+/// found no place: each flow has come more than once by then. It is, unless fewer packets found their flow.
 const CROWDS: u32 = 2;
-const WASTE: u32 = 2;
 
 /// Packets for which a CPU does without its cache where all of it is not worth while.
 const PAUSE: u32 = 1 << 24;
@@ -139,7 +138,7 @@ fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
         }
         (caching.hits, caching.crowded) = (0, 0);
     } else if caching.crowded / CROWDS >= entries {
-        if caching.hits < caching.crowded / WASTE {
+        if caching.hits < caching.crowded {
             caching.pause = PAUSE;
         }
         (caching.hits, caching.crowded) = (0, 0);

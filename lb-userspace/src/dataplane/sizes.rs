@@ -83,13 +83,14 @@ impl Sizes {
     }
 
     /// Entries of each CPU in the cache of a family, a power of two. Over all CPUs there is room for both halves of
-    /// `max_connections` flows, if the host has the memory.
+    /// `max_connections` IPv4 flows, or half as many of IPv6, if the host has the memory.
     pub(super) fn cache_entries(self, family: Family) -> u32 {
         if !self.features.include(family.feature()) {
             return MIN_CACHE_ENTRIES;
         }
         let cpus = u64::from(self.cpus);
-        let wanted = 2 * u64::from(self.max_connections) / cpus;
+        let wanted =
+            2 * u64::from(self.max_connections) * Family::V4.cached_bytes() / family.cached_bytes() / cpus;
         let bytes = (self.memory / CACHE_SHARE / 2).min(MOST_CACHE_BYTES);
         let affordable = bytes / family.cached_bytes() / cpus;
         let entries = wanted.min(affordable).clamp(MIN_CACHE_ENTRIES.into(), MAX_CACHE_ENTRIES.into());
@@ -152,7 +153,7 @@ mod tests {
         let cached = |max_connections, cpus| sizes(max_connections, cpus).cache_entries(Family::V4);
         assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 20, 1 << 18));
         assert_eq!(cached(1_000_000, 64), 1 << 14);
-        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 20);
+        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 19);
     }
 
     #[test]

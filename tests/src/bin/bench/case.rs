@@ -210,10 +210,10 @@ impl Case {
     /// How often it is measured in a round.
     pub(crate) const fn passes(&self) -> Passes {
         match self.flows {
-            1 => Passes { calm: 3, most: 24 },
-            MANY => Passes { calm: 1, most: 2 },
-            _ if self.subject.is_established() => Passes { calm: 2, most: 8 },
-            _ => Passes { calm: 1, most: 4 },
+            1 => Passes { calm: 3, most: 8 },
+            MANY => Passes { calm: 1, most: 1 },
+            _ if self.subject.is_established() => Passes { calm: 1, most: 3 },
+            _ => Passes { calm: 1, most: 2 },
         }
     }
 }

@@ -197,7 +197,7 @@ programs. The kernel's peers are told their neighbours for good; lb finds its ow
 Every packet is one MTU for every peer: TSO and GSO are off, and GRO merges nothing. veth hands native XDP no larger packets \
 anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit.\n\n\
 *UDP*: frames of 64 bytes, made by XDP programs and counted by XDP programs. The rate is searched by offering more and less: the highest of which at \
-most 1 % is lost, in most of up to five slices of time; the CPU time for a datagram is that of the kernel threads at this rate. *Short TCP connections*: 32 at a time connect, ask 64 bytes, get 64 bytes, close. The other CPU, which is client and server, is \
+most 1 % is lost in one of four tries; the CPU time for a datagram is that of the kernel threads at this rate. *Short TCP connections*: 32 at a time connect, ask 64 bytes, get 64 bytes, close. The other CPU, which is client and server, is \
 the bottleneck of all but the slowest peers, so what tells them apart is the *CPU time* of the balancer: of its kernel threads and its processes \
 by the scheduler's count; from `/proc/stat`, all that was not idle on its CPU. *Requests*: 64 bytes, one at a time every half a millisecond. *Bulk*: four connections.";
 
