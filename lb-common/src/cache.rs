@@ -134,8 +134,10 @@ pub struct CachedFlow<P> {
 /// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
 /// memory, and looking up a page costs as much as an entry. Where more flows are under way than all of it holds, looking into it
 /// costs more than it saves, and the CPU does without for a while.
+///
+/// It takes two cache lines, since `.bss` does not begin with one: what a CPU counts must not lie beside what another reads.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct CacheUse {
     /// Packets whose flow was found in it, since they were counted last.
     pub hits: u32,
