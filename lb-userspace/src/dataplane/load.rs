@@ -112,16 +112,16 @@ impl Dataplane {
     ///
     /// If the kernel refuses the program, or pinned maps have another layout than this program's.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        let sizes = Sizes::new(options.max_connections, options.features)?;
+        let mut sizes = Sizes::new(options.max_connections, options.features)?;
         let origin = match &options.pins {
             Some(pins) => inspect(pins, sizes, options.max_connections)?,
             None => Origin::Fresh,
         };
-        let mut features = options.features;
         if let (Origin::Adopted, Some(pins)) = (origin, &options.pins) {
-            features = features.and(features_in_use(pins)?);
+            sizes.features = sizes.features.and(features_in_use(pins)?);
         }
-        let mut ebpf = load_object(options, sizes, features)?;
+        let features = sizes.features;
+        let mut ebpf = load_object(options, sizes)?;
         let cached = CachedFlows::new(load_program(&mut ebpf, cached::PROGRAM)?)?;
         let maps = Maps::take(&mut ebpf, cached.try_clone()?)?;
         let entry = load_program(&mut ebpf, "lb")?.fd()?.try_clone().context("cannot keep the program")?;
@@ -225,10 +225,10 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
     context
 }
 
-fn load_object(options: &LoadOptions, sizes: Sizes, features: Features) -> Result<Ebpf> {
+fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
     let cached = [Family::V4, Family::V6].map(|family| sizes.cache_entries(family));
-    let features = features.bits();
+    let features = sizes.features.bits();
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
     loader

@@ -57,7 +57,7 @@ impl Family {
 pub(super) struct Sizes {
     max_connections: u32,
     /// What the programs are made for.
-    features: Features,
+    pub(super) features: Features,
     /// CPUs that the host may ever have.
     cpus: u32,
     /// Bytes of memory that the host has.
