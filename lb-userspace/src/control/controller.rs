@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use lb_common::Features;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -163,19 +164,9 @@ impl Controller {
     ///
     /// If the kernel refuses the program, an interface cannot be attached to, or the host cannot be configured.
     pub async fn start(instance: Instance, file: PathBuf, config: Config, packet_log: bool) -> Result<Self> {
-        let options = LoadOptions {
-            pins: Some(instance.pins()),
-            max_connections: config.lb.max_connections,
-            features: features(&config),
-            packet_log,
-        };
-        let mut dataplane = Dataplane::load(&options)?;
-        let fragments = hold_fragments(&mut dataplane)?;
+        let (mut dataplane, fragments) = load(&instance, &config, features(&config), packet_log)?;
         if dataplane.origin == Origin::Adopted {
             info!("adopted the pinned data plane; its flows go on");
-        }
-        if packet_log {
-            log_packets(&mut dataplane)?;
         }
         let applier = Applier::read(&dataplane.maps)?;
         let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
@@ -390,6 +381,27 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
     }
+}
+
+/// Loads the programs, with the task that holds fragments for them, and carries their log if there is one.
+fn load(
+    instance: &Instance,
+    config: &Config,
+    features: Features,
+    packet_log: bool,
+) -> Result<(Dataplane, AbortOnDrop)> {
+    let options = LoadOptions {
+        pins: Some(instance.pins()),
+        max_connections: config.lb.max_connections,
+        features,
+        packet_log,
+    };
+    let mut dataplane = tokio::task::block_in_place(|| Dataplane::load(&options))?;
+    if packet_log {
+        log_packets(&mut dataplane)?;
+    }
+    let fragments = hold_fragments(&mut dataplane)?;
+    Ok((dataplane, fragments))
 }
 
 /// Holds fragments that come before the first of their datagram.

@@ -4,11 +4,10 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use super::{Controller, NEIGHBOUR_WAIT, hold_fragments, log_packets};
+use super::{Controller, NEIGHBOUR_WAIT, load};
 use crate::config::{self, Config};
 use crate::control::features::features;
 use crate::control::overrides::Overrides;
-use crate::dataplane::{Dataplane, LoadOptions};
 use crate::instance::Instance;
 use crate::network::next_hop::Resolver;
 use crate::network::vip::{self, Ours};
@@ -111,19 +110,11 @@ impl Controller {
         if self.dataplane.features.include(wanted) {
             return Ok(());
         }
-        let options = LoadOptions {
-            pins: Some(self.instance.pins()),
-            max_connections: self.config.lb.max_connections,
-            features: self.dataplane.features.and(wanted),
-            packet_log: self.packet_log,
-        };
-        let mut dataplane = tokio::task::block_in_place(|| Dataplane::load(&options))
+        let features = self.dataplane.features.and(wanted);
+        let (mut dataplane, fragments) = load(&self.instance, &self.config, features, self.packet_log)
             .context("cannot load the programs for what the configuration has come to use")?;
-        if self.packet_log {
-            log_packets(&mut dataplane)?;
-        }
         self.flows.follow(dataplane.take_collector().context("the data plane was taken apart")?);
-        self.fragments = hold_fragments(&mut dataplane)?;
+        self.fragments = fragments;
         // Whether state was taken over is told of the start.
         dataplane.origin = self.dataplane.origin;
         self.dataplane = dataplane;

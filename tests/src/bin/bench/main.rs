@@ -11,12 +11,11 @@ mod report;
 mod service;
 
 use std::path::PathBuf;
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use clap::Parser;
+use lb_tests::netns::Net;
 use lb_tests::report::Output;
-use nix::sched::{CloneFlags, unshare};
 
 use crate::case::Case;
 use crate::measure::{Bench, Cpus, stay_on};
@@ -41,18 +40,23 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let [idle, others] = idle_interfaces()?;
+    let net = Net::new()?;
+    let host = net.host("idle")?;
+    host.run_all(&[
+        "ip link add idle0 type veth peer name idle1",
+        "ip link add idle2 type veth peer name idle3",
+    ])?;
     let cpus = Cpus::find()?;
     stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
-    let mut bench = Bench::prepare(&options.object, idle)?;
+    let mut bench = Bench::prepare(&options.object, &host, ["idle0", "idle1"])?;
     let cases = Case::all(bench.ring());
     // All others are measured in units of the hot ones.
     let is_chosen =
         |case: &Case| options.flows.is_empty() || case.flows == 1 || options.flows.contains(&case.flows);
     let mut measured: Vec<Measured> =
         cases.into_iter().filter(is_chosen).map(|case| (case, Vec::new())).collect();
-    let mut companion = Replay::load(&options.object, others)?;
+    let mut companion = Replay::load(&options.object, &host, ["idle2", "idle3"])?;
     let mut beside: Vec<Measured> = Case::beside().into_iter().map(|case| (case, Vec::new())).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
@@ -71,17 +75,4 @@ fn main() -> Result<()> {
     let report = Report::new(&measured, &beside);
     println!("\n{report}");
     options.output.write(&report)
-}
-
-/// Moves this process into a network namespace of its own and makes interfaces there.
-fn idle_interfaces() -> Result<[[&'static str; 2]; 2]> {
-    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    for (one, other) in [("idle0", "idle1"), ("idle2", "idle3")] {
-        let made = Command::new("ip")
-            .args(["link", "add", one, "type", "veth", "peer", "name", other])
-            .status()
-            .context("cannot run `ip`")?;
-        ensure!(made.success(), "cannot make the interfaces {one} and {other}");
-    }
-    Ok([["idle0", "idle1"], ["idle2", "idle3"]])
 }

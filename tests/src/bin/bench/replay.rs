@@ -8,6 +8,8 @@ use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 
+use lb_tests::netns::Host;
+
 use crate::packet::{Family, Packet};
 
 /// 64-bit words of the map `headers`.
@@ -25,8 +27,7 @@ pub(crate) struct Replay {
 
 /// What came of a run.
 pub(crate) struct Run {
-    /// Nanoseconds for a packet, replaying included, as the kernel measured them: rounded down. The call as a whole takes some
-    /// milliseconds longer, in which the kernel rewrites its XDP dispatcher.
+    /// Nanoseconds for a packet, replaying included, as the kernel measured them: rounded down.
     pub(crate) nanoseconds: f64,
     /// How often each XDP action was the verdict.
     pub(crate) verdicts: Vec<u64>,
@@ -46,9 +47,9 @@ macro_rules! take {
 }
 
 impl Replay {
-    /// Loads the programs, and attaches those that are run to interfaces by which nothing comes: each run of a program that is
+    /// Loads the programs, and attaches those that are run to interfaces of a host by which nothing comes: each run of a program that is
     /// attached nowhere makes the kernel rewrite its XDP dispatcher twice, which takes it some milliseconds.
-    pub(crate) fn load(object: &Path, idle: [&str; 2]) -> Result<Self> {
+    pub(crate) fn load(object: &Path, host: &Host, idle: [&str; 2]) -> Result<Self> {
         let mut object =
             Ebpf::load_file(object).with_context(|| format!("cannot load {}", object.display()))?;
         let (target, headers) = (take!(object, "target"), take!(object, "headers"));
@@ -58,10 +59,13 @@ impl Replay {
             let program = xdp(&mut object, name)?;
             program.load().with_context(|| format!("the kernel refused the program `{name}`"))?;
         }
-        for (name, interface) in ["replay_v4", "replay_v6"].into_iter().zip(idle) {
-            let attached = xdp(&mut object, name)?.attach(interface, XdpMode::Skb);
-            attached.with_context(|| format!("cannot attach `{name}` to {interface}"))?;
-        }
+        host.enter(|| {
+            for (name, interface) in ["replay_v4", "replay_v6"].into_iter().zip(idle) {
+                let attached = xdp(&mut object, name)?.attach(interface, XdpMode::Skb);
+                attached.with_context(|| format!("cannot attach `{name}` to {interface}"))?;
+            }
+            Ok(())
+        })?;
         Ok(Self { object, target, headers, last_flow, next_flow, verdicts })
     }
 
