@@ -33,7 +33,13 @@ pub trait Address: Copy + PartialEq {
     type Pair: Pair;
 
     /// Source and destination as they follow each other in a packet.
-    fn pair(source: Self, destination: Self) -> Self::Pair;
+    #[inline(always)]
+    fn pair(source: Self, destination: Self) -> Self::Pair {
+        Self::Pair::of(source.half(), destination.half())
+    }
+
+    /// The address as half of such a pair.
+    fn half(self) -> <Self::Pair as Pair>::Half;
 
     /// The address in the form the family-neutral maps hold: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
     fn widen(self) -> Addr6;
@@ -51,8 +57,8 @@ impl Address for Addr4 {
     type Pair = [u64; 1];
 
     #[inline(always)]
-    fn pair(source: Self, destination: Self) -> [u64; 1] {
-        [double_word(source.words()[0], destination.words()[0])]
+    fn half(self) -> u32 {
+        self.words()[0]
     }
 
     #[inline(always)]
@@ -88,9 +94,9 @@ impl Address for Addr6 {
     type Pair = [u64; 4];
 
     #[inline(always)]
-    fn pair(source: Self, destination: Self) -> [u64; 4] {
-        let ([a, b, c, d], [e, f, g, h]) = (source.words(), destination.words());
-        [double_word(a, b), double_word(c, d), double_word(e, f), double_word(g, h)]
+    fn half(self) -> [u64; 2] {
+        let [a, b, c, d] = self.words();
+        [double_word(a, b), double_word(c, d)]
     }
 
     #[inline(always)]
@@ -112,7 +118,7 @@ impl Address for Addr6 {
 
 /// Two words that follow each other in memory, as one.
 #[inline(always)]
-const fn double_word(first: u32, second: u32) -> u64 {
+pub(crate) const fn double_word(first: u32, second: u32) -> u64 {
     if cfg!(target_endian = "little") {
         first as u64 | (second as u64) << 32
     } else {

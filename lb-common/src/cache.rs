@@ -1,20 +1,65 @@
 //! The exact-match cache in front of the connection maps.
 
-use crate::{Address, FlowKey, NextHop};
+use core::fmt::Debug;
+
+use crate::addr::double_word;
+use crate::{Address, FlowKey, MAX_CACHE_ENTRIES};
 
 /// Tuples fall into so many groups, each with a generation of its own (power of two).
 pub const GENERATIONS: u32 = 1024;
 
+/// A flow has so many places in a cache, beside each other (power of two).
+pub const WAYS: u32 = 4;
+
 /// Source and destination address as the machine words that they are in a packet: one word of IPv4, four of IPv6.
-pub trait Pair: Copy {
+pub trait Pair: Copy + Debug + Default + Eq {
+    /// One of the two.
+    type Half: Copy + Debug + Default + Eq;
+
+    /// What is kept of checksum differences (RFC 1624) in a copy of a flow: nothing where there is no room for it.
+    type Differences: Copy + Debug + Default;
+
+    /// Puts two together.
+    fn of(source: Self::Half, destination: Self::Half) -> Self;
+
+    /// Source and destination.
+    fn halves(self) -> (Self::Half, Self::Half);
+
     /// Whether it is the same pair.
     fn is(self, other: Self) -> bool;
 
     /// What it is hashed to, before the rest of the tuple.
     fn hash(self) -> u64;
+
+    /// What a half is hashed to, together with a word.
+    fn hash_half(half: Self::Half, word: u64) -> u64;
+}
+
+/// Differences that translating makes to checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Differences {
+    /// To that of the IP header, decrementing TTL included.
+    pub ip: u16,
+    /// To that of TCP or UDP.
+    pub l4: u16,
 }
 
 impl Pair for [u64; 1] {
+    type Half = u32;
+    type Differences = Differences;
+
+    #[inline(always)]
+    fn of(source: u32, destination: u32) -> Self {
+        [double_word(source, destination)]
+    }
+
+    #[inline(always)]
+    fn halves(self) -> (u32, u32) {
+        let [low, high] = [self[0] as u32, (self[0] >> 32) as u32];
+        if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+    }
+
     #[inline(always)]
     fn is(self, [other]: Self) -> bool {
         self[0] == other
@@ -24,9 +69,28 @@ impl Pair for [u64; 1] {
     fn hash(self) -> u64 {
         round(0, self[0])
     }
+
+    #[inline(always)]
+    fn hash_half(half: u32, word: u64) -> u64 {
+        round(half.into(), word)
+    }
 }
 
 impl Pair for [u64; 4] {
+    type Half = [u64; 2];
+    type Differences = [u16; 0];
+
+    #[inline(always)]
+    fn of([a, b]: [u64; 2], [c, d]: [u64; 2]) -> Self {
+        [a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn halves(self) -> ([u64; 2], [u64; 2]) {
+        let [a, b, c, d] = self;
+        ([a, b], [c, d])
+    }
+
     #[inline(always)]
     fn is(self, [a, b, c, d]: Self) -> bool {
         (self[0] ^ a) | (self[1] ^ b) | (self[2] ^ c) | (self[3] ^ d) == 0
@@ -37,6 +101,11 @@ impl Pair for [u64; 4] {
         let [a, b, c, d] = self;
         round(round(round(round(0, a), b), c), d)
     }
+
+    #[inline(always)]
+    fn hash_half([a, b]: [u64; 2], word: u64) -> u64 {
+        round(round(a, b), word)
+    }
 }
 
 /// The tuple of a packet in machine words.
@@ -45,7 +114,7 @@ impl Pair for [u64; 4] {
 pub struct Tuple<P> {
     /// Source and destination address.
     pub addresses: P,
-    /// Source and destination port as they are in the packet, then the IP protocol number; 0: no tuple.
+    /// Source and destination port as they are in the packet, then the IP protocol number.
     pub rest: u64,
 }
 
@@ -66,13 +135,19 @@ impl<P: Pair> Tuple<P> {
         )
     }
 
-    /// Whether it is the same tuple.
+    /// Its ports, as they are in a packet.
     #[inline(always)]
-    pub fn is(&self, other: &Self) -> bool {
-        self.rest == other.rest && self.addresses.is(other.addresses)
+    pub const fn ports(&self) -> u32 {
+        self.rest as u32
     }
 
-    /// What it is hashed to, for its place in the cache and its group. A collision costs a lookup and nothing else.
+    /// Its IP protocol number.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        (self.rest >> 32) as u8
+    }
+
+    /// What it is hashed to, for its places in the cache and its group. A collision costs a lookup and nothing else.
     #[inline(always)]
     pub fn hash(&self) -> u32 {
         (round(self.addresses.hash(), self.rest) >> 16) as u32
@@ -82,8 +157,21 @@ impl<P: Pair> Tuple<P> {
 /// Ports, host order, as the word that they are in a packet.
 #[inline(always)]
 pub const fn wire_ports(source: u16, destination: u16) -> u32 {
-    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+    join_ports(source.to_be(), destination.to_be())
+}
+
+/// Ports, as they are in a packet, as one word.
+#[inline(always)]
+pub const fn join_ports(source: u16, destination: u16) -> u32 {
+    let ([a, b], [c, d]) = (source.to_ne_bytes(), destination.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
+}
+
+/// The inverse of [`join_ports`].
+#[inline(always)]
+pub const fn split_ports(ports: u32) -> (u16, u16) {
+    let [a, b, c, d] = ports.to_ne_bytes();
+    (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
 }
 
 #[inline(always)]
@@ -92,43 +180,34 @@ const fn round(state: u64, word: u64) -> u64 {
     product ^ (product >> 32)
 }
 
-/// Value of the maps `cached_v4` and `cached_v6`: all that a packet of an established flow needs, in one cache line (IPv6:
-/// two). Each CPU has entries of its own, so nobody else writes one while it is read. A flow has two places, its own and
-/// the one beside it.
+/// Value of the maps `cached_v4` and `cached_v6`: what an established flow does not share with others, in half a cache line
+/// (IPv6: a whole one). What it shares with the other flows of its [`Lane`](crate::Lane) stands there. Each CPU has entries of its own,
+/// so nobody else writes one while it is read. A flow has [`WAYS`] places.
 ///
 /// An entry is a copy, and what makes it stale is noticed in one of two ways. Whoever changes what it was made of raises
 /// a generation, which is part of [`CachedFlow::guard`]. And it holds for a few seconds only, counted from the flow's
 /// `last_seen`: then the flow itself is looked at again, and its `last_seen` is written. From the first second on another flow may
 /// take its place.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(64))]
-pub struct CachedFlow<P> {
-    /// The tuple of the packets, as they arrive.
-    pub tuple: Tuple<P>,
+#[repr(C, align(32))]
+pub struct CachedFlow<P: Pair> {
+    /// Source and destination address of the packets, as they arrive.
+    pub addresses: P,
+    /// Both ports of the packets, as they are in them; 0: no flow.
+    pub ports: u32,
     /// Who sends the packets on the link, and the generation: both must be as they were.
     pub guard: u32,
-    /// [`crate::Flow::last_seen`] when it was copied.
+    /// The address after translation that is the flow's own: the source of packets to the backend, the destination of those to the
+    /// client. The other one is its lane's.
+    pub address: P::Half,
+    /// [`Flow::last_seen`](crate::Flow::last_seen) when it was copied.
     pub since: u32,
-    /// Where the packets go. With IPv6 the first cache line ends here; what follows is read once the entry is found.
-    pub next_hop: NextHop,
-    /// Source and destination address after translation.
-    pub addresses: P,
-    /// Both ports after translation, as they are in a packet.
-    pub ports: u32,
-    /// [`crate::Flow::ip_difference`] and what decrementing TTL adds.
-    pub ip_difference: u16,
-    /// As in [`crate::Flow`].
-    pub l4_difference: u16,
-    /// Id of the backend.
-    pub backend: u16,
-    /// Id of the listener.
-    pub listener: u16,
-    /// MTU of the link that the packets leave by, in bytes from the IP header on; 0 when unknown.
-    pub mtu: u16,
-    /// As in [`crate::Flow`].
-    pub direction: u8,
-    /// Seconds for which it holds: [`crate::Flow::lag_s`].
-    pub lag_s: u8,
+    /// The port that goes with the address, as it is in a packet.
+    pub port: u16,
+    /// Its lane: index among those of this CPU.
+    pub lane: u16,
+    /// What the translation adds to checksums, where it is kept.
+    pub differences: P::Differences,
 }
 
 /// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
@@ -151,26 +230,28 @@ pub struct CacheUse {
     pub first: u32,
     /// What selects one of the entries that it uses; 0 while it uses none.
     pub mask: u32,
+    /// Index of its first lane.
+    pub first_lane: u32,
 }
 
 impl CacheUse {
     /// Before the first packet.
-    pub const NONE: Self = Self { hits: 0, crowded: 0, pause: 0, entries: 0, first: 0, mask: 0 };
+    pub const NONE: Self =
+        Self { hits: 0, crowded: 0, pause: 0, entries: 0, first: 0, mask: 0, first_lane: 0 };
 }
 
 /// The generation that is raised when a flow goes or changes whose tuple has this hash: its index among all of them.
 #[inline(always)]
 pub const fn generation_of(hash: u32) -> u32 {
     // The bits above those that places are told apart by.
-    (hash >> 20) % GENERATIONS
+    (hash >> MAX_CACHE_ENTRIES.ilog2()) % GENERATIONS
 }
 
 const _: () = assert!(GENERATIONS.is_power_of_two());
-const _: () = assert!(crate::MAX_CACHE_ENTRIES <= 1 << 20);
-const _: () = assert!(size_of::<CachedFlow<[u64; 1]>>() == 64);
-const _: () = assert!(size_of::<CachedFlow<[u64; 4]>>() == 128);
-// Ids that are 32 bits wide elsewhere.
-const _: () = assert!(crate::MAX_BACKENDS <= 1 << 16 && crate::MAX_LISTENERS <= 1 << 16);
+const _: () =
+    assert!(MAX_CACHE_ENTRIES.is_power_of_two() && MAX_CACHE_ENTRIES as u64 * GENERATIONS as u64 <= 1 << 32);
+const _: () = assert!(size_of::<CachedFlow<[u64; 1]>>() == 32);
+const _: () = assert!(size_of::<CachedFlow<[u64; 4]>>() == 64);
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod interface;
+pub mod lane;
 pub mod listener;
 pub mod ours;
 pub mod reason;
@@ -33,6 +34,7 @@ pub use features::Features;
 pub use flow::{Flow, FlowKey, HalfOpen};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
+pub use lane::{Course, Lane};
 pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};
 pub use ours::{BIT_WORDS, Bit};
 pub use reason::{Drops, Kind, Reason};
@@ -71,8 +73,8 @@ pub const HALF_OPEN_SLOTS: u32 = 131_072;
 /// Slots that the ring of each CPU has at least.
 pub const MIN_HALF_OPEN_PER_CPU: u32 = 4_096;
 
-/// Entries in the cache of IPv4 flows of each CPU at most; IPv6 has half as many of twice the size.
-pub const MAX_CACHE_ENTRIES: u32 = 1 << 20;
+/// Entries in the cache of flows of each CPU and family at most (power of two).
+pub const MAX_CACHE_ENTRIES: u32 = 1 << 21;
 
 /// Seconds after which a TCP flow without the client's ACK ends, and its slot in the ring means nothing any more.
 pub const HALF_OPEN_S: u32 = 5;

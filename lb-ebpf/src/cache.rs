@@ -1,5 +1,5 @@
-//! The flows of the last moment, in front of the connection map: a packet of one of them costs one cache line, or two. What an
-//! entry is worth and how it becomes stale is told in `lb_common::cache`.
+//! The flows of the last moment, in front of the connection map: a packet of one of them costs one cache line of its own, and one
+//! that many share. What an entry is worth and how it becomes stale is told in `lb_common::cache`.
 //!
 //! An entry is written and read by one CPU alone, and XDP programs do not interrupt each other there. Only
 //! BPF_PROG_TEST_RUN on a kernel before 6.12 can be interrupted by a packet: an entry is of no tuple while it is
@@ -10,16 +10,16 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::{generation_of, wire_ports};
-use lb_common::{Address, CacheUse, CachedFlow, FlowKey, GENERATIONS, Tuple};
+use lb_common::cache::{self, Pair as _, WAYS, generation_of, split_ports};
+use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATIONS, Tuple};
 
 use crate::atomic;
-use crate::checksum::{self, TTL_DECREMENT};
 use crate::clock::now;
 use crate::express::Express;
-use crate::family::Family;
+use crate::family::{Family, Pair};
 use crate::flow::{Known, is_within};
 use crate::frame::Frame;
+use crate::lane;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
@@ -42,43 +42,57 @@ const PAUSE: u32 = 1 << 24;
 /// Packets after which a CPU tries with half of the entries.
 const TRIED: u32 = 1 << 26;
 
-type Pair<F> = <<F as Family>::Addr as Address>::Pair;
+/// A copy of a flow, with what it has in common with others.
+pub(crate) struct Copied<F: Family> {
+    pub(crate) own: &'static CachedFlow<Pair<F>>,
+    pub(crate) course: &'static Course<Pair<F>>,
+}
 
 /// The flow of a packet, if it is one of the last moment.
 #[inline(always)]
-pub(crate) fn find<F: Family>(
-    frame: &Frame,
-    packet: &Express<Pair<F>>,
-) -> Option<&'static CachedFlow<Pair<F>>> {
+pub(crate) fn find<F: Family>(frame: &Frame, packet: &Express<Pair<F>>) -> Option<Copied<F>> {
     let caching = F::cache_use(this_cpu());
-    if caching.mask == 0 {
+    // Without ports it would be taken for one of an entry without a flow.
+    if caching.mask == 0 || packet.tuple.ports() == 0 {
         return None;
     }
     let hash = packet.tuple.hash();
-    let index = index(hash, caching);
-    let first = F::cached(index)?;
-    let entry = if first.tuple.is(&packet.tuple) {
-        first
-    } else {
-        let second = F::cached(index ^ 1)?;
-        if !second.tuple.is(&packet.tuple) {
-            return None;
-        }
-        second
-    };
-    if entry.guard != guard(frame, hash, caching)? || !is_fresh(entry) || !is_within(packet.length, entry.mtu)
+    let own = look::<F>(index(hash, caching), &packet.tuple)?;
+    if own.guard != guard(frame, hash, caching)? {
+        return None;
+    }
+    let course = &F::lane(caching.first_lane + u32::from(own.lane))?.course;
+    if course.protocol != packet.tuple.protocol()
+        || !is_fresh(own, course)
+        || !is_within(packet.length, course.mtu)
     {
         return None;
     }
     caching.hits += 1;
-    Some(entry)
+    Some(Copied { own, course })
 }
 
-/// Where this CPU would keep the flow of a packet: in the first entry, or in the second where others hold the first.
-pub(crate) struct Place<P: 'static> {
-    first: &'static mut CachedFlow<P>,
-    second: &'static mut CachedFlow<P>,
-    tuple: Tuple<P>,
+/// The entry for a tuple, the protocol apart; `index` is that of the first of its places.
+#[inline(always)]
+fn look<F: Family>(index: u32, tuple: &Tuple<Pair<F>>) -> Option<&'static mut CachedFlow<Pair<F>>> {
+    for way in 0..WAYS {
+        let entry = F::cached(index ^ way)?;
+        if is_of(entry, tuple) {
+            return Some(entry);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn is_of<P: cache::Pair>(entry: &CachedFlow<P>, tuple: &Tuple<P>) -> bool {
+    entry.ports == tuple.ports() && entry.addresses.is(tuple.addresses)
+}
+
+/// Where this CPU would keep the flow of a packet.
+pub(crate) struct Place<F: Family> {
+    tuple: Tuple<Pair<F>>,
+    index: u32,
     /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
     guard: u32,
     caching: &'static mut CacheUse,
@@ -87,7 +101,7 @@ pub(crate) struct Place<P: 'static> {
 /// The place for the flow of a packet; `None` while this CPU does without a cache, or if the packet tells more than that
 /// its connection goes on.
 #[inline(always)]
-pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<Pair<F>>> {
+pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<F>> {
     let cpu = this_cpu();
     let caching = F::cache_use(cpu);
     if caching.pause != 0 {
@@ -100,28 +114,39 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     resize::<F>(cpu, caching);
     let tuple = Tuple::of(&packet.key);
     let hash = tuple.hash();
-    let index = index(hash, caching);
-    let (first, second) = (F::cached(index)?, F::cached(index ^ 1)?);
-    Some(Place { first, second, tuple, guard: guard(frame, hash, caching)?, caching })
+    Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, caching })
 }
 
-impl<P: lb_common::cache::Pair> Place<P> {
-    /// Notes the flow of a packet, unless others in the same place are still in use.
+impl<F: Family> Place<F> {
+    /// Notes the flow of a packet, unless others in the same places are still in use.
     #[inline(always)]
-    pub(crate) fn remember<A: Address<Pair = P>>(self, known: &Known<'_, A>) {
-        let Self { first, second, tuple, guard, caching } = self;
-        let entry = match () {
-            () if first.tuple.is(&tuple) => first,
-            () if second.tuple.is(&tuple) => second,
-            () if !is_young(first) => first,
-            () if !is_young(second) => second,
-            () => {
-                caching.crowded += 1;
-                return;
-            }
+    pub(crate) fn remember(self, known: &Known<'_, F::Addr>) {
+        let Self { tuple, index, guard, caching } = self;
+        let Some(entry) = room::<F>(index, &tuple) else {
+            caching.crowded += 1;
+            return;
         };
-        write(guard, tuple, known, entry);
+        let copy = copy::<F>(&tuple, guard, known);
+        if let Some(number) = lane::find::<F>(caching.first_lane, &course::<F>(&tuple, known)) {
+            write(entry, &CachedFlow { lane: number, ..copy });
+        }
     }
+}
+
+/// The entry that a tuple has, or else may have.
+#[inline(always)]
+fn room<F: Family>(index: u32, tuple: &Tuple<Pair<F>>) -> Option<&'static mut CachedFlow<Pair<F>>> {
+    let mut free = None;
+    for way in 0..WAYS {
+        let entry = F::cached(index ^ way)?;
+        if is_of(entry, tuple) {
+            return Some(entry);
+        }
+        if free.is_none() && (entry.ports == 0 || !is_young(entry)) {
+            free = Some(index ^ way);
+        }
+    }
+    F::cached(free?)
 }
 
 /// Uses more entries, or none for a while, where many packets find no place for their flow; now and then tries with fewer.
@@ -131,6 +156,7 @@ fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
     let entries = caching.entries;
     if entries == 0 {
         caching.first = cpu * most;
+        caching.first_lane = cpu * F::lanes();
         caching.entries = if most < FIRST_ENTRIES { most } else { FIRST_ENTRIES };
     } else if entries < most && caching.crowded >= entries / CROWD {
         if caching.hits / WORTH < caching.crowded {
@@ -151,31 +177,60 @@ fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
     caching.mask = if caching.pause == 0 { caching.entries - 1 } else { 0 };
 }
 
+/// What a flow has in common with others. The port is left out where the packets of all of them have the right one.
 #[inline(always)]
-fn write<A: Address>(
-    guard: u32,
-    tuple: Tuple<A::Pair>,
-    known: &Known<'_, A>,
-    entry: &mut CachedFlow<A::Pair>,
-) {
+fn course<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Course<Pair<F>> {
+    let Known { flow, next_hop, mtu } = known;
+    let (source, destination) = tuple.addresses.halves();
+    let (source_port, destination_port) = split_ports(tuple.ports());
+    let (old, new) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+        ((destination, destination_port), (flow.destination.half(), flow.destination_port.to_be()))
+    } else {
+        ((source, source_port), (flow.source.half(), flow.source_port.to_be()))
+    };
+    Course {
+        address: new.0,
+        next_hop: *next_hop,
+        port: if new.1 == old.1 { 0 } else { new.1 },
+        backend: flow.backend as u16,
+        listener: flow.listener as u16,
+        difference: F::course_difference(old, new),
+        mtu: *mtu,
+        protocol: tuple.protocol(),
+        direction: flow.direction,
+        lag_s: flow.lag_s(),
+        _pad: [0; 3],
+    }
+}
+
+/// What is a flow's own.
+#[inline(always)]
+fn copy<F: Family>(tuple: &Tuple<Pair<F>>, guard: u32, known: &Known<'_, F::Addr>) -> CachedFlow<Pair<F>> {
     let flow = known.flow;
-    entry.tuple.rest = 0;
+    let (address, port) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+        (flow.source, flow.source_port)
+    } else {
+        (flow.destination, flow.destination_port)
+    };
+    CachedFlow {
+        addresses: tuple.addresses,
+        ports: tuple.ports(),
+        guard,
+        address: address.half(),
+        since: flow.last_seen,
+        port: port.to_be(),
+        lane: 0,
+        differences: F::kept(flow),
+    }
+}
+
+#[inline(always)]
+fn write<P: cache::Pair>(entry: &mut CachedFlow<P>, copy: &CachedFlow<P>) {
+    entry.ports = 0;
     compiler_fence(Ordering::SeqCst);
-    entry.tuple.addresses = tuple.addresses;
-    entry.addresses = A::pair(flow.source, flow.destination);
-    entry.ports = wire_ports(flow.source_port, flow.destination_port);
-    entry.ip_difference = checksum::both(flow.ip_difference, TTL_DECREMENT);
-    entry.l4_difference = flow.l4_difference;
-    entry.next_hop = known.next_hop;
-    entry.backend = flow.backend as u16;
-    entry.listener = flow.listener as u16;
-    entry.guard = guard;
-    entry.since = flow.last_seen;
-    entry.mtu = known.mtu;
-    entry.direction = flow.direction;
-    entry.lag_s = flow.lag_s();
+    *entry = CachedFlow { ports: 0, ..*copy };
     compiler_fence(Ordering::SeqCst);
-    entry.tuple.rest = tuple.rest;
+    entry.ports = copy.ports;
 }
 
 /// Forgets the flow of a packet that shows something new: the next one finds the flow itself.
@@ -186,12 +241,8 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     if caching.mask == 0 {
         return;
     }
-    let index = index(tuple.hash(), caching);
-    for index in [index, index ^ 1] {
-        let Some(entry) = F::cached(index) else { return };
-        if entry.tuple.is(&tuple) {
-            entry.tuple.rest = 0;
-        }
+    if let Some(entry) = look::<F>(index(tuple.hash(), caching), &tuple) {
+        entry.ports = 0;
     }
 }
 
@@ -225,13 +276,13 @@ pub(crate) const fn shows_news<A>(packet: &Packet<A>) -> bool {
 }
 
 #[inline(always)]
-fn is_fresh<P>(entry: &CachedFlow<P>) -> bool {
-    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() * u32::from(entry.lag_s)
+fn is_fresh<P: cache::Pair>(entry: &CachedFlow<P>, course: &Course<P>) -> bool {
+    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() * u32::from(course.lag_s)
 }
 
 /// Whether no other flow may take its place yet.
 #[inline(always)]
-fn is_young<P>(entry: &CachedFlow<P>) -> bool {
+fn is_young<P: cache::Pair>(entry: &CachedFlow<P>) -> bool {
     now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load()
 }
 

@@ -68,6 +68,40 @@ impl Sum {
     }
 }
 
+/// The same, of whole machine words.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct WideSum(u64);
+
+impl WideSum {
+    /// Counts what is known already.
+    #[inline(always)]
+    pub(crate) const fn difference(self, difference: u16) -> Self {
+        Self(self.0 + difference as u64)
+    }
+
+    /// Counts an address and its port that change.
+    #[inline(always)]
+    pub(crate) fn side<const N: usize>(self, old: ([u64; N], u16), new: ([u64; N], u16)) -> Self {
+        let mut sum = self.0 + u64::from(!old.1) + u64::from(new.1);
+        // Since 2^32 is one more than a multiple of 0xffff, halves may be summed instead of 16-bit words.
+        for (old, new) in old.0.into_iter().zip(new.0) {
+            for word in [!old, new] {
+                sum += (word & 0xffff_ffff) + (word >> 32);
+            }
+        }
+        Self(sum)
+    }
+
+    /// Folds the carries.
+    #[inline(always)]
+    pub(crate) const fn fold(self) -> u16 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        (sum + (sum >> 16)) as u16
+    }
+}
+
 /// A checksum after its data changed by `difference` (RFC 1624, equation 3).
 #[inline(always)]
 pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
@@ -146,6 +180,23 @@ mod tests {
             let (old, new): ([u8; 16], [u8; 16]) = (bytes(&mut seed), bytes(&mut seed));
             let difference = Sum::default().address(Addr6 { bytes: old }, Addr6 { bytes: new }).fold();
             assert_eq!(apply(full(&old), difference), full(&new));
+        }
+    }
+
+    #[test]
+    fn sums_of_machine_words_give_what_those_of_16_bits_do() {
+        let mut seed = 3;
+        for round in 0..10_000 {
+            let (mut old, new): ([u8; 18], [u8; 18]) = (bytes(&mut seed), bytes(&mut seed));
+            if round % 3 == 0 {
+                old[..16].fill(0xff);
+            }
+            let side = |bytes: &[u8; 18]| {
+                let word = |at| u64::from_ne_bytes(core::array::from_fn(|i| bytes[at + i]));
+                ([word(0), word(8)], u16::from_ne_bytes([bytes[16], bytes[17]]))
+            };
+            let sum = WideSum::default().difference(0).side(side(&old), side(&new));
+            assert_eq!(apply(full(&old), sum.fold()), full(&new));
         }
     }
 

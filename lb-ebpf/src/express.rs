@@ -2,12 +2,14 @@
 //! anything being kept in between. It gives up before it has changed or counted anything, and the packet takes the
 //! short way.
 
-use lb_common::{Address, PROTO_TCP, PROTO_UDP, Tuple};
+use lb_common::cache::{Differences, Pair as _, join_ports, split_ports};
+use lb_common::{CachedFlow, Course, Flow, PROTO_TCP, PROTO_UDP, Tuple};
 
-use crate::family::{ExpressIp, Family};
+use crate::cache::{Copied, find};
+use crate::family::{ExpressIp, Family, Pair};
 use crate::frame::{Frame, L3};
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
-use crate::{cache, count, forward, translate};
+use crate::{count, forward, translate};
 
 /// A packet as the express way needs it.
 pub(crate) struct Express<P> {
@@ -15,23 +17,56 @@ pub(crate) struct Express<P> {
     pub(crate) tuple: Tuple<P>,
     /// Bytes from the IP header on.
     pub(crate) length: u16,
-    protocol: u8,
 }
 
 /// The whole journey; `None` if the packet takes another way.
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Option<u32> {
     let packet = read::<F>(frame)?;
-    let to = cache::find::<F>(frame, &packet)?;
-    count::packet(to.listener.into(), to.backend.into(), to.direction, packet.length);
-    translate::transport(frame, L3 + F::HEADER, packet.protocol, to.ports, to.l4_difference)?;
-    F::write_express(frame, to.addresses, to.ip_difference)?;
-    forward::forward(frame, &to.next_hop)
+    let copied = find::<F>(frame, &packet)?;
+    let Copied { own, course } = copied;
+    count::packet(course.listener.into(), course.backend.into(), course.direction, packet.length);
+    let Translated { addresses, ports, differences } = translated::<F>(&packet.tuple, own, course);
+    translate::transport(frame, L3 + F::HEADER, packet.tuple.protocol(), ports, differences.l4)?;
+    F::write_express(frame, addresses, differences.ip)?;
+    forward::forward(frame, &course.next_hop)
+}
+
+/// What a packet gets.
+struct Translated<P> {
+    addresses: P,
+    ports: u32,
+    differences: Differences,
+}
+
+/// Puts together what a packet gets: one side is the flow's own, the other that of its course.
+#[inline(always)]
+fn translated<F: Family>(
+    tuple: &Tuple<Pair<F>>,
+    own: &CachedFlow<Pair<F>>,
+    course: &Course<Pair<F>>,
+) -> Translated<Pair<F>> {
+    let (source, destination) = tuple.addresses.halves();
+    let (source_port, destination_port) = split_ports(tuple.ports());
+    let port = |arrives| if course.port == 0 { arrives } else { course.port };
+    if course.direction == Flow::<F::Addr>::TO_BACKEND {
+        Translated {
+            addresses: Pair::<F>::of(own.address, course.address),
+            ports: join_ports(own.port, port(destination_port)),
+            differences: F::differences(own, course, (source, source_port)),
+        }
+    } else {
+        Translated {
+            addresses: Pair::<F>::of(course.address, own.address),
+            ports: join_ports(port(source_port), own.port),
+            differences: F::differences(own, course, (destination, destination_port)),
+        }
+    }
 }
 
 /// Reads a packet that is plain and sound, and of TCP tells no more than that its connection goes on.
 #[inline(always)]
-fn read<F: Family>(frame: &Frame) -> Option<Express<<F::Addr as Address>::Pair>> {
+fn read<F: Family>(frame: &Frame) -> Option<Express<Pair<F>>> {
     let ExpressIp { addresses, protocol, length } = F::read_express(frame)?;
     let payload = length.checked_sub(F::HEADER as u16)?;
     let ports = match protocol {
@@ -42,7 +77,7 @@ fn read<F: Family>(frame: &Frame) -> Option<Express<<F::Addr as Address>::Pair>>
     if !frame.holds(L3 + usize::from(length)) {
         return None;
     }
-    Some(Express { tuple: Tuple::new(addresses, ports, protocol), length, protocol })
+    Some(Express { tuple: Tuple::new(addresses, ports, protocol), length })
 }
 
 #[inline(always)]

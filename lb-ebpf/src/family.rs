@@ -4,7 +4,8 @@ mod v4;
 mod v6;
 
 use aya_ebpf::btf_maps::PerCpuArray;
-use lb_common::{Address, CacheUse, CachedFlow, HALF_OPEN_SLOTS, HalfOpen, Settings};
+use lb_common::cache::Differences;
+use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, HALF_OPEN_SLOTS, HalfOpen, Lane, Settings};
 
 use crate::checksum::Sum;
 use crate::frame::Frame;
@@ -13,6 +14,12 @@ use crate::parse::Fragment;
 
 pub(crate) use v4::V4;
 pub(crate) use v6::V6;
+
+/// Both addresses of its packets.
+pub(crate) type Pair<F> = <<F as Family>::Addr as Address>::Pair;
+
+/// An address with its port, as they are in a packet.
+pub(crate) type Side<P> = (<P as lb_common::cache::Pair>::Half, u16);
 
 /// TTL or hop limit of packets that the balancer makes (RFC 1700).
 const FRESH_TTL: u8 = 64;
@@ -80,14 +87,10 @@ pub(crate) trait Family {
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Self::Addr>>;
 
     /// Reads the header of nearly every packet; `None` if it is anything else.
-    fn read_express(frame: &Frame) -> Option<ExpressIp<<Self::Addr as Address>::Pair>>;
+    fn read_express(frame: &Frame) -> Option<ExpressIp<Pair<Self>>>;
 
     /// Writes the addresses of such a header and decrements TTL; `difference` is what both make to its checksum.
-    fn write_express(
-        frame: &mut Frame,
-        addresses: <Self::Addr as Address>::Pair,
-        difference: u16,
-    ) -> Option<()>;
+    fn write_express(frame: &mut Frame, addresses: Pair<Self>, difference: u16) -> Option<()>;
 
     /// Reads the header at `l3` with what belongs to it; `None` if it is not one of this version, is cut off, or has
     /// extension headers that are not understood.
@@ -140,7 +143,26 @@ pub(crate) trait Family {
     fn half_open() -> (&'static HalfOpenRing<Self::Addr>, usize);
 
     /// An entry of this CPU in its cache of flows.
-    fn cached(index: u32) -> Option<&'static mut CachedFlow<<Self::Addr as Address>::Pair>>;
+    fn cached(index: u32) -> Option<&'static mut CachedFlow<Pair<Self>>>;
+
+    /// What a copy of a flow keeps of its differences.
+    fn kept(flow: &Flow<Self::Addr>) -> <Pair<Self> as lb_common::cache::Pair>::Differences;
+
+    /// What its course keeps of them: those that its side makes, from what arrives to what leaves.
+    fn course_difference(old: Side<Pair<Self>>, new: Side<Pair<Self>>) -> u16;
+
+    /// The differences that a copy of a flow makes to a packet whose own side is `old`.
+    fn differences(
+        own: &CachedFlow<Pair<Self>>,
+        course: &Course<Pair<Self>>,
+        old: Side<Pair<Self>>,
+    ) -> Differences;
+
+    /// A lane in the map of this family, one of this CPU's.
+    fn lane(index: u32) -> Option<&'static mut Lane<Pair<Self>>>;
+
+    /// Lanes of each CPU: a power of two.
+    fn lanes() -> u32;
 
     /// How a CPU gets on with its cache of flows.
     fn cache_use(cpu: u32) -> &'static mut CacheUse;

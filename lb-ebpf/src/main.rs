@@ -38,6 +38,7 @@ mod fragment;
 mod frame;
 mod half_open;
 mod icmp;
+mod lane;
 mod maps;
 mod ours;
 mod parse;

@@ -10,11 +10,12 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use lb_common::fragment::MAX_FRAGMENTED;
+use lb_common::lane::MAX_LANES;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
     Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
     Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
-    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Listener, ListenerKey, MAX_BACKENDS,
+    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Lane, Listener, ListenerKey, MAX_BACKENDS,
     MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS,
     MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow,
     SNAT_CURSORS, Settings, SourceKey,
@@ -77,8 +78,14 @@ pub(crate) static CACHED_V4_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES
 #[unsafe(no_mangle)]
 pub(crate) static CACHED_V6_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES);
 
-/// A cache of flows. It is made so that user space could map it, for only then do its entries begin with a cache line.
-pub(crate) type Cached<P> = Array<CachedFlow<P>, { MAX_CACHE_ENTRIES as usize }, { BPF_F_MMAPABLE as usize }>;
+/// An array whose values begin with a cache line: it is made so that user space could map it.
+type Aligned<T, const N: usize> = Array<T, N, { BPF_F_MMAPABLE as usize }>;
+
+/// A cache of flows.
+pub(crate) type Cached<P> = Aligned<CachedFlow<P>, { MAX_CACHE_ENTRIES as usize }>;
+
+/// What the flows in a cache have in common.
+pub(crate) type Lanes<P> = Aligned<Lane<P>, { MAX_LANES as usize }>;
 
 /// Flows of the last moment, by CPU and hash. Written and read here.
 #[btf_map(name = "cached_v4")]
@@ -87,6 +94,22 @@ pub(crate) static CACHED_V4: Cached<<Addr4 as Address>::Pair> = Cached::new();
 /// Flows of the last moment, by CPU and hash. Written and read here.
 #[btf_map(name = "cached_v6")]
 pub(crate) static CACHED_V6: Cached<<Addr6 as Address>::Pair> = Cached::new();
+
+/// Lanes of each CPU in `lanes_v4`, a power of two.
+#[unsafe(no_mangle)]
+pub(crate) static LANES_V4_PER_CPU: Global<u32> = Global::new(MAX_LANES);
+
+/// Lanes of each CPU in `lanes_v6`, a power of two.
+#[unsafe(no_mangle)]
+pub(crate) static LANES_V6_PER_CPU: Global<u32> = Global::new(MAX_LANES);
+
+/// Lanes of the flows of the last moment, by CPU and hash. Written and read here.
+#[btf_map(name = "lanes_v4")]
+pub(crate) static LANES_V4: Lanes<<Addr4 as Address>::Pair> = Lanes::new();
+
+/// Lanes of the flows of the last moment, by CPU and hash. Written and read here.
+#[btf_map(name = "lanes_v6")]
+pub(crate) static LANES_V6: Lanes<<Addr6 as Address>::Pair> = Lanes::new();
 
 /// How each CPU gets on with its cache of IPv4 flows. Written and read here.
 pub(crate) static CACHE_USE_V4: Shared<[CacheUse; MAX_CPUS as usize]> =

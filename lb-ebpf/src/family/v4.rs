@@ -1,8 +1,9 @@
 //! IPv4.
 
-use lb_common::{Addr4, CacheUse, CachedFlow, PROTO_TCP, Settings};
+use lb_common::cache::Differences;
+use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields, Side};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
 use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
@@ -189,6 +190,36 @@ impl Family for V4 {
         // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
         maps::CACHED_V4.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })
+    }
+
+    #[inline(always)]
+    fn kept(flow: &Flow<Addr4>) -> Differences {
+        Differences { ip: checksum::both(flow.ip_difference, TTL_DECREMENT), l4: flow.l4_difference }
+    }
+
+    #[inline(always)]
+    fn course_difference(_old: Side<[u64; 1]>, _new: Side<[u64; 1]>) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn differences(
+        own: &CachedFlow<[u64; 1]>,
+        _course: &Course<[u64; 1]>,
+        _old: Side<[u64; 1]>,
+    ) -> Differences {
+        own.differences
+    }
+
+    #[inline(always)]
+    fn lane(index: u32) -> Option<&'static mut Lane<[u64; 1]>> {
+        // SAFETY: as in `cached`.
+        maps::LANES_V4.get_ptr_mut(index).map(|lane| unsafe { &mut *lane })
+    }
+
+    #[inline(always)]
+    fn lanes() -> u32 {
+        maps::LANES_V4_PER_CPU.load()
     }
 
     #[inline(always)]

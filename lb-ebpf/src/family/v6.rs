@@ -1,9 +1,11 @@
 //! IPv6.
 
-use lb_common::{Addr6, Address, CacheUse, CachedFlow, PROTO_TCP, PROTO_UDP, Settings};
+use lb_common::cache::Differences;
+use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields, Side};
 use crate::checksum::Sum;
+use crate::checksum::WideSum;
 use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
@@ -171,6 +173,37 @@ impl Family for V6 {
         // SAFETY: the entry belongs to this CPU and XDP programs do not interrupt each other on one CPU; whoever asks for it
         // has no use for an earlier reference.
         maps::CACHED_V6.get_ptr_mut(index).map(|entry| unsafe { &mut *entry })
+    }
+
+    #[inline(always)]
+    fn kept(_flow: &Flow<Addr6>) -> [u16; 0] {
+        []
+    }
+
+    #[inline(always)]
+    fn course_difference(old: Side<[u64; 4]>, new: Side<[u64; 4]>) -> u16 {
+        WideSum::default().side(old, new).fold()
+    }
+
+    #[inline(always)]
+    fn differences(
+        own: &CachedFlow<[u64; 4]>,
+        course: &Course<[u64; 4]>,
+        old: Side<[u64; 4]>,
+    ) -> Differences {
+        let sum = WideSum::default().difference(course.difference).side(old, (own.address, own.port));
+        Differences { ip: 0, l4: sum.fold() }
+    }
+
+    #[inline(always)]
+    fn lane(index: u32) -> Option<&'static mut Lane<[u64; 4]>> {
+        // SAFETY: as in `cached`.
+        maps::LANES_V6.get_ptr_mut(index).map(|lane| unsafe { &mut *lane })
+    }
+
+    #[inline(always)]
+    fn lanes() -> u32 {
+        maps::LANES_V6_PER_CPU.load()
     }
 
     #[inline(always)]

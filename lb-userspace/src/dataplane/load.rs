@@ -25,9 +25,11 @@ use super::sizes::{CONNECTION_MAPS, Family, Sizes};
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
 /// Maps that only the program uses and that hold nothing worth keeping between packets.
-const SCRATCH_MAPS: [&str; 9] = [
+const SCRATCH_MAPS: [&str; 11] = [
     "cached_v4",
     "cached_v6",
+    "lanes_v4",
+    "lanes_v6",
     "opening_v4",
     "opening_v6",
     "scratch_v4",
@@ -228,6 +230,7 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
 fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
     let cached = [Family::V4, Family::V6].map(|family| sizes.cache_entries(family));
+    let lanes = [Family::V4, Family::V6].map(|family| sizes.lanes(family));
     let features = sizes.features.bits();
     let log_level: u8 = if options.packet_log { 4 } else { 0 };
     let mut loader = EbpfLoader::new();
@@ -237,6 +240,8 @@ fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
         .override_global("FEATURES", &features, true)
         .override_global("CACHED_V4_PER_CPU", &cached[0], true)
         .override_global("CACHED_V6_PER_CPU", &cached[1], true)
+        .override_global("LANES_V4_PER_CPU", &lanes[0], true)
+        .override_global("LANES_V6_PER_CPU", &lanes[1], true)
         .override_global(aya_log::LEVEL, &log_level, false);
     for (name, entries) in sizes.of_maps() {
         loader.map_max_entries(name, entries);

@@ -1,6 +1,7 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result, ensure};
+use lb_common::lane::MAX_LANES;
 use lb_common::{
     Addr4, Addr6, Address, CachedFlow, Features, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MAX_CPUS,
     MIN_HALF_OPEN_PER_CPU,
@@ -14,10 +15,16 @@ pub(super) const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6
 const HALF_OPEN_MAPS: [&str; 2] = ["half_open_v4", "half_open_v6"];
 
 /// The caches in front of the connection maps. They belong to the programs of one load.
-pub(super) const CACHES: [&str; 2] = ["cached_v4", "cached_v6"];
+pub(super) const CACHES: [&str; 4] = ["cached_v4", "cached_v6", "lanes_v4", "lanes_v6"];
 
 /// Entries of each CPU in a cache at least.
 const MIN_CACHE_ENTRIES: u32 = 1 << 9;
+
+/// There is a lane for so many entries of a cache,
+const ENTRIES_PER_LANE: u32 = 64;
+
+/// and at least so many for each CPU.
+const MIN_LANES: u32 = 1 << 7;
 
 /// The caches get at most this part of the host's memory,
 const CACHE_SHARE: u64 = 32;
@@ -82,19 +89,23 @@ impl Sizes {
         if share > MIN_HALF_OPEN_PER_CPU { share } else { MIN_HALF_OPEN_PER_CPU }
     }
 
-    /// Entries of each CPU in the cache of a family, a power of two. Over all CPUs there is room for both halves of
-    /// `max_connections` IPv4 flows, or half as many of IPv6, if the host has the memory.
+    /// Entries of each CPU in the cache of a family, a power of two. Over all CPUs there are twice as many as `max_connections` flows
+    /// have halves, so that nearly all find a place, if the host has the memory.
     pub(super) fn cache_entries(self, family: Family) -> u32 {
         if !self.features.include(family.feature()) {
             return MIN_CACHE_ENTRIES;
         }
         let cpus = u64::from(self.cpus);
-        let wanted =
-            2 * u64::from(self.max_connections) * Family::V4.cached_bytes() / family.cached_bytes() / cpus;
+        let wanted = 4 * u64::from(self.max_connections) / cpus;
         let bytes = (self.memory / CACHE_SHARE / 2).min(MOST_CACHE_BYTES);
         let affordable = bytes / family.cached_bytes() / cpus;
         let entries = wanted.min(affordable).clamp(MIN_CACHE_ENTRIES.into(), MAX_CACHE_ENTRIES.into());
         1 << entries.ilog2()
+    }
+
+    /// Lanes of each CPU and family, a power of two.
+    pub(super) fn lanes(self, family: Family) -> u32 {
+        (self.cache_entries(family) / ENTRIES_PER_LANE).clamp(MIN_LANES, MAX_LANES)
     }
 
     /// Entries of a connection map: two for each flow, half-open ones on top, so that they take no room from others.
@@ -117,6 +128,8 @@ impl Sizes {
             _ if CONNECTION_MAPS.contains(&map) => Some(self.connection_entries()),
             "cached_v4" => Some(self.cache_entries(Family::V4).saturating_mul(self.cpus)),
             "cached_v6" => Some(self.cache_entries(Family::V6).saturating_mul(self.cpus)),
+            "lanes_v4" => Some(self.lanes(Family::V4).saturating_mul(self.cpus)),
+            "lanes_v6" => Some(self.lanes(Family::V6).saturating_mul(self.cpus)),
             _ if HALF_OPEN_MAPS.contains(&map) => Some(self.half_open_per_cpu()),
             _ => None,
         }
@@ -151,9 +164,13 @@ mod tests {
     #[test]
     fn each_cpu_caches_its_share_of_flows() {
         let cached = |max_connections, cpus| sizes(max_connections, cpus).cache_entries(Family::V4);
-        assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 20, 1 << 18));
-        assert_eq!(cached(1_000_000, 64), 1 << 14);
-        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 19);
+        assert_eq!((cached(1024, 256), cached(1 << 20, 2), cached(1 << 24, 64)), (1 << 9, 1 << 21, 1 << 19));
+        assert_eq!(cached(1_000_000, 64), 1 << 15);
+        assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 21);
+        assert_eq!(
+            (sizes(1024, 256).lanes(Family::V4), sizes(1 << 20, 2).lanes(Family::V4)),
+            (1 << 7, 1 << 14)
+        );
     }
 
     #[test]
@@ -163,6 +180,6 @@ mod tests {
             .map(|family| 2 * family.cached_bytes() * u64::from(small.cache_entries(family)));
         assert_eq!(bytes, [16 << 20; 2]);
         let v4_only = Sizes { features: Features::IPV4, ..sizes(1 << 20, 2) };
-        assert_eq!((v4_only.cache_entries(Family::V4), v4_only.cache_entries(Family::V6)), (1 << 20, 1 << 9));
+        assert_eq!((v4_only.cache_entries(Family::V4), v4_only.cache_entries(Family::V6)), (1 << 21, 1 << 9));
     }
 }

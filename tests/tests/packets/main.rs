@@ -12,6 +12,7 @@ mod fuzz;
 mod harness;
 mod ids;
 mod lab;
+mod lanes;
 mod ports;
 mod race;
 mod spread;
@@ -84,6 +85,7 @@ fn trials() -> Result<Vec<Trial>> {
     trials.extend(fuzz::trials());
     trials.extend(harness::trials());
     trials.extend(ids::trials());
+    trials.extend(lanes::trials());
     trials.extend(ports::trials());
     trials.extend(race::trials());
     trials.extend(spread::trials());

@@ -171,12 +171,12 @@ impl Case {
         Family::ALL.into_iter().flat_map(of).collect()
     }
 
-    /// A case whose flows come again and again. Of many established ones each comes so often that what a program keeps of
-    /// the last moment has grown old in between, as it does in the long run.
+    /// A case whose flows come again and again. Of many established ones so many packets come that what a program keeps of the last moment
+    /// grows old in between, about as often as it does in the long run: of all flows in each run, while it holds for some seconds.
     pub(crate) const fn repeated(subject: Subject, family: Family, flows: u32) -> Self {
         let packets = match flows {
             1 => MANY / 8,
-            MANY if subject.is_established() => 8 * MANY,
+            SOME.. if subject.is_established() => 8 * MANY,
             _ => MANY,
         };
         Self { subject, family, flows, packets }

@@ -1,0 +1,133 @@
+//! Flows whose copies share what they have in common: each must get its own, whoever else is under way.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::lane::LANE_S;
+use lb_tests::packets::case::Packet;
+use lb_tests::packets::network::Mac;
+use lb_tests::packets::oracle::{self, Dissected};
+use lb_tests::packets::{Answer, Family, Verdict};
+use libtest_mimic::Trial;
+
+use crate::lab::{Lab, ONE_BACKEND, tcp};
+use crate::trial_for_each_family;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials =
+        trial_for_each_family("lanes", "more clients on the link than a CPU has lanes", neighbours);
+    trials.extend(trial_for_each_family("lanes", "a lane that is not used any more becomes another", others));
+    trials.extend(trial_for_each_family("lanes", "flows of one lane to many ports", ports));
+    trials
+}
+
+/// So few flows that a CPU has 128 lanes.
+const FEW: &str = "lb.max_connections = 1024";
+
+/// A listener of some ports.
+const PORTS: &str = r#"
+    [[listener]]
+    name = "web"
+    address = "vip"
+    protocol = "tcp"
+    ports = "80-89"
+    backend_set = "web"
+
+    [[backend_set.web.backend]]
+    address = "alpha"
+    port = 0
+"#;
+
+/// How often each flow sends: a copy is made of an established one, and used from the next packet on.
+const TIMES: u32 = 4;
+
+/// A TCP connection through the balancer, of a client on its link.
+struct Connection {
+    mac: Mac,
+    src: String,
+    dst: &'static str,
+    /// Source and destination of its packets at the backend.
+    translated: (SocketAddr, SocketAddr),
+    /// An answer of the backend.
+    answer: Vec<u8>,
+}
+
+impl Connection {
+    fn open(lab: &mut Lab, family: Family, number: u16, dst: &'static str) -> Result<Self> {
+        let [high, low] = number.to_be_bytes();
+        let address: IpAddr = match family {
+            Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, number).into(),
+        };
+        let (mac, src) = (Mac([2, 0, 0, 9, high, low]), SocketAddr::new(address, 1024).to_string());
+        let syn = lab.frame(&Packet { src_mac: Some(mac), ..tcp(src.clone(), dst, "S") })?;
+        let translated = lab.through(&syn)?;
+        let sent_out = lab.send(&syn)?.frame;
+        lab.through(&lab.answer_to(&sent_out, "SA")?)?;
+        let answer = lab.answer_to(&sent_out, "A")?;
+        Ok(Self { mac, src, dst, translated, answer })
+    }
+
+    /// A packet in each direction.
+    fn talk(&self, lab: &mut Lab) -> Result<()> {
+        let ack = lab.frame(&Packet { src_mac: Some(self.mac), ..tcp(self.src.clone(), self.dst, "A") })?;
+        let found = lab.through(&ack)?;
+        ensure!(found == self.translated, "{}: expected {:?}, found {found:?}", self.src, self.translated);
+        let Answer { verdict, frame } = lab.send(&self.answer)?;
+        ensure!(verdict == Verdict::Tx, "{}: expected the verdict Tx, found {verdict:?}", self.src);
+        oracle::require_right_checksums(&frame)?;
+        let out = Dissected::new(&frame)?;
+        let to = Mac(*frame.first_chunk().context("the frame has no Ethernet header")?);
+        ensure!(
+            (to, out.dst.to_string()) == (self.mac, self.src.clone()),
+            "expected an answer to {} at {:?}, found one to {} at {to:?}",
+            self.src,
+            self.mac,
+            out.dst
+        );
+        let asked = Dissected::new(&ack)?.dst;
+        ensure!(out.src == asked, "{}: expected an answer from {asked}, found {}", self.src, out.src);
+        Ok(())
+    }
+}
+
+fn connections(lab: &mut Lab, family: Family, numbers: std::ops::Range<u16>) -> Result<Vec<Connection>> {
+    numbers.map(|number| Connection::open(lab, family, number, "vip:80")).collect()
+}
+
+fn talk(lab: &mut Lab, connections: &[Connection]) -> Result<()> {
+    (0..TIMES).try_for_each(|_| connections.iter().try_for_each(|connection| connection.talk(lab)))
+}
+
+fn neighbours(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, FEW, family)?;
+    let all = connections(&mut lab, family, 1..600)?;
+    talk(&mut lab, &all)
+}
+
+fn others(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, FEW, family)?;
+    let first = connections(&mut lab, family, 1..200)?;
+    talk(&mut lab, &first)?;
+    let begin = Instant::now();
+    let second = connections(&mut lab, family, 200..210)?;
+    while begin.elapsed() < Duration::from_secs(u64::from(LANE_S) + 1) {
+        talk(&mut lab, &second)?;
+    }
+    let third = connections(&mut lab, family, 210..400)?;
+    for connections in [&third, &first, &second, &third] {
+        talk(&mut lab, connections)?;
+    }
+    Ok(())
+}
+
+fn ports(family: Family) -> Result<()> {
+    let mut lab = Lab::new(PORTS, FEW, family)?;
+    let all = (0..40).map(|number| {
+        let dst = ["vip:80", "vip:81", "vip:82", "vip:89"][usize::from(number) % 4];
+        Connection::open(&mut lab, family, 1 + number, dst)
+    });
+    let all = all.collect::<Result<Vec<_>>>()?;
+    talk(&mut lab, &all)
+}
