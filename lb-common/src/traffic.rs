@@ -65,7 +65,12 @@ pub struct Arrivals {
     pub frames: u64,
     /// Frames with a wrong checksum, of those whose checksums were looked at.
     pub wrong: u64,
+    /// When the last frame came whose number is a multiple of [`STAMPED`], as `bpf_ktime_get_ns` tells the time.
+    pub last: u64,
 }
+
+/// Of how many arrivals the time of one is noted: asking for it each time would slow the receiver down.
+pub const STAMPED: u64 = 8;
 
 /// Bit of the only value of the map `duty`: look at the checksums.
 pub const CHECK: u32 = 1 << 0;
@@ -79,4 +84,4 @@ pod!(Order, Progress, Arrivals);
 
 const _: () = assert!(size_of::<Order>() == 104);
 const _: () = assert!(size_of::<Progress>() == 48);
-const _: () = assert!(size_of::<Arrivals>() == 16);
+const _: () = assert!(size_of::<Arrivals>() == 24);

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -46,10 +49,54 @@ pub(crate) const PACKETS: [i32; 4] = [2, 3, 4, 5];
 
 /// Lets a thread run before all that is less urgent (SCHED_FIFO); 0 is the calling one, and those it will start.
 pub(crate) fn make_urgent(thread: i32, urgency: i32) -> Result<()> {
-    let parameter = libc::sched_param { sched_priority: urgency };
+    schedule(thread, libc::SCHED_FIFO, urgency)
+}
+
+fn schedule(thread: i32, policy: i32, priority: i32) -> Result<()> {
+    let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter outlives the call, which only reads it.
-    let outcome = unsafe { libc::sched_setscheduler(thread, libc::SCHED_FIFO, &raw const parameter) };
+    let outcome = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameter) };
     Errno::result(outcome).map(drop).with_context(|| format!("cannot set the priority of thread {thread}"))
+}
+
+/// Keeps CPUs from being idle, by threads that run when nothing else does. An idle CPU of a virtual machine is given to
+/// others, and it may take milliseconds to get it back: far longer than the queues of a balancer last that has nothing to
+/// do for a moment because it is fast.
+#[derive(Debug)]
+pub(crate) struct Awake {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Awake {
+    /// Until it is dropped.
+    pub(crate) fn keep(cpus: &[usize]) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let keep = |cpu: &usize| {
+            let (cpu, is_over) = (*cpu, Arc::clone(&is_over));
+            thread::spawn(move || {
+                keep_on(0, cpu)?;
+                schedule(0, libc::SCHED_IDLE, 0)?;
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                Ok(())
+            })
+        };
+        let threads = cpus.iter().map(keep).collect();
+        Self { is_over, threads }
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            if let Ok(Err(error)) = thread.join() {
+                eprintln!("cannot keep a CPU from being idle: {error:#}");
+            }
+        }
+    }
 }
 
 /// Threads of the kernel whose name begins so.

@@ -18,12 +18,13 @@ use nix::net::if_::if_nametoindex;
 
 use crate::site::{FLOWS, VIP};
 
-/// Repetitions of the program each second, roughly.
-const REPETITIONS: f64 = 1e7;
-/// Calls in which all is sent, roughly. Nothing is sent between two of them, and the last may take longer than needed.
-const CALLS: f64 = 4.0;
-/// Repetitions of one call, at least.
-const MIN_REPETITIONS: f64 = 10_000.0;
+/// Frames that can be sent each second, more than there ever are.
+const FRAMES: f64 = 5e6;
+/// Repetitions of the program each second in which nothing is sent. More of one call than its time takes are only waited
+/// for, but between two calls nothing is sent.
+const IDLE: f64 = 2e7;
+/// The longest call.
+const CALL: Duration = Duration::from_millis(50);
 /// Bytes of headers before the payload.
 const HEADERS: usize = 42;
 /// TTL of what is sent.
@@ -50,6 +51,9 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     pub(crate) frames: u64,
+    /// When the first frame was sent, in nanoseconds of the monotonic clock.
+    pub(crate) begun: u64,
+    /// From then until another would have been due after the last.
     pub(crate) time: Duration,
 }
 
@@ -101,16 +105,14 @@ impl Sender {
         // It goes on with the flow after the last one, so that all of many come in turn, however short the time.
         let flow = Some(self.progress.get(&0, 0)?.flow).filter(|flow| *flow < plan.flows).unwrap_or_default();
         self.progress.set(0, Progress { flow, ..Progress::default() }, 0)?;
-        let needed = if plan.rate.is_finite() { plan.frames as f64 / plan.rate } else { f64::INFINITY };
-        let expected = needed.min(plan.time.as_secs_f64());
-        let batches = (expected * REPETITIONS / CALLS).max(MIN_REPETITIONS) as u32 / BATCH;
+        let repetitions = (plan.time.min(CALL).as_secs_f64() * repetitions(plan.rate)) as u32;
         let (host, progress, object) = (&self.host, &self.progress, &mut self.object);
         host.enter(|| {
             let (begin, send) = (Instant::now(), program(object, "send")?);
             loop {
                 let options = TestRunOptions {
                     data_in: Some(&frame),
-                    repeat: batches * BATCH,
+                    repeat: repetitions.next_multiple_of(BATCH),
                     attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
                     ..TestRunOptions::new()
                 };
@@ -123,7 +125,10 @@ impl Sender {
             }
         })?;
         let Progress { sent, begun, last, .. } = self.progress.get(&0, 0)?;
-        Ok(Sent { frames: sent, time: Duration::from_nanos(last - begun) })
+        // Of n batches there are n - 1 from the beginning of the first to the beginning of the last.
+        let batches = sent.div_ceil(BATCH.into()).max(2) as f64;
+        let time = Duration::from_nanos(last - begun).mul_f64(batches / (batches - 1.0));
+        Ok(Sent { frames: sent, begun, time })
     }
 
     /// The frame of flow 0. Its identification and the first bytes of its payload balance what differs from flow to flow.
@@ -192,19 +197,20 @@ impl End {
         for of_cpu in self.arrivals.get(&0, 0)?.iter() {
             all.frames += of_cpu.frames;
             all.wrong += of_cpu.wrong;
+            all.last = all.last.max(of_cpu.last);
         }
         Ok(all)
     }
 
-    /// What has arrived once nothing comes any more.
-    pub(crate) fn settled(&self) -> Result<Arrivals> {
+    /// What has arrived once so many frames have, or nothing comes any more.
+    pub(crate) fn settled(&self, expected: u64) -> Result<Arrivals> {
         let mut last = (self.arrivals()?, Instant::now());
         wait::until("frames to stop arriving", Duration::from_secs(5), || {
             let now = self.arrivals()?;
             if now.frames != last.0.frames {
                 last = (now, Instant::now());
             }
-            Ok((last.1.elapsed() >= QUIET).then_some(now))
+            Ok((now.frames == expected || last.1.elapsed() >= QUIET).then_some(now))
         })
     }
 }
@@ -216,6 +222,12 @@ impl fmt::Debug for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("End").field("interface", &self.interface).finish_non_exhaustive()
     }
+}
+
+/// Repetitions of the program each second, roughly: frames, and the rest of the time nothing.
+fn repetitions(rate: f64) -> f64 {
+    let rate = rate.min(FRAMES);
+    rate + IDLE * (1.0 - rate / FRAMES)
 }
 
 /// A step that visits all flows before it comes to one again, far from the last: near the golden section.

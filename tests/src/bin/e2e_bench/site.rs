@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::netns::{Host, Net};
 
-use crate::cores::{Cores, PACKETS, Work, keep_on, kernel_threads, make_urgent};
+use crate::cores::{Awake, Cores, PACKETS, Work, keep_on, kernel_threads, make_urgent};
 use crate::frames::{End, Sender};
 use crate::peer::{Peer, Running};
 
@@ -118,6 +118,11 @@ impl Site {
     /// What the balancer does when a packet arrives. What its processes do besides is too uneven for short trials.
     pub(crate) fn packet_work(&self) -> Result<Work> {
         self.work_of(&[])
+    }
+
+    /// Keeps the CPUs from being idle.
+    pub(crate) fn awake(&self) -> Awake {
+        Awake::keep(&[self.cores.balancer, self.cores.traffic])
     }
 
     fn work_of(&self, processes: &[u32]) -> Result<Work> {
