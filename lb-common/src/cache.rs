@@ -72,7 +72,7 @@ impl Pair for [u64; 1] {
 
     #[inline(always)]
     fn hash_half(half: u32, word: u64) -> u64 {
-        round(half.into(), word)
+        round(round(0, half.into()), word)
     }
 }
 
@@ -104,7 +104,7 @@ impl Pair for [u64; 4] {
 
     #[inline(always)]
     fn hash_half([a, b]: [u64; 2], word: u64) -> u64 {
-        round(round(a, b), word)
+        round(round(round(0, a), b), word)
     }
 }
 
@@ -175,7 +175,7 @@ pub const fn split_ports(ports: u32) -> (u16, u16) {
 }
 
 #[inline(always)]
-const fn round(state: u64, word: u64) -> u64 {
+pub(crate) const fn round(state: u64, word: u64) -> u64 {
     let product = (state ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ (product >> 32)
 }

@@ -6,7 +6,7 @@
 //! the other ([`Flow::other_half`]). The reply half is inserted first and only if absent, which claims the
 //! SNAT port; it is removed last, which releases it.
 
-use crate::{Address, NextHop, PROTO_TCP, pod};
+use crate::{Address, MAX_COPY_S, NextHop, PROTO_TCP, pod};
 
 /// Key of the connection maps: the 5-tuple of a packet as it arrives, before translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -107,7 +107,12 @@ impl<A> Flow<A> {
     #[inline(always)]
     pub const fn lag_s(&self) -> u8 {
         let is_calm = self.seen & (Self::ESTABLISHED | Self::FIN | Self::RST) == Self::ESTABLISHED;
-        if is_calm && self.flags == 0 && self.copy_s > 1 { self.copy_s } else { 1 }
+        match self.copy_s {
+            // Also of flows that another version has made: lanes last only so long.
+            copy_s if copy_s as u32 > MAX_COPY_S => MAX_COPY_S as u8,
+            copy_s if copy_s > 1 && is_calm && self.flags == 0 => copy_s,
+            _ => 1,
+        }
     }
 }
 

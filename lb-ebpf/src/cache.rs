@@ -2,8 +2,8 @@
 //! that many share. What an entry is worth and how it becomes stale is told in `lb_common::cache`.
 //!
 //! An entry is written and read by one CPU alone, and XDP programs do not interrupt each other there. Only
-//! BPF_PROG_TEST_RUN on a kernel before 6.12 can be interrupted by a packet: an entry is of no tuple while it is
-//! written, so it is never read half written.
+//! BPF_PROG_TEST_RUN on a kernel before 6.12 can be interrupted by a packet, and nobody runs `lb` that way while it is attached,
+//! but for tests; all the same an entry is of no flow while it is written, so that it is not read then.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -24,7 +24,7 @@ use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
 
-/// Entries that a CPU begins with, if it has as many: 256 KiB of IPv4.
+/// Entries that a CPU begins with, if it has as many: 128 KiB of IPv4.
 const FIRST_ENTRIES: u32 = 1 << 12;
 
 /// A CPU looks whether its cache is large enough when as many packets as this part of its entries found no place for their
@@ -113,6 +113,9 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     }
     resize::<F>(cpu, caching);
     let tuple = Tuple::of(&packet.key);
+    if tuple.ports() == 0 {
+        return None;
+    }
     let hash = tuple.hash();
     Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, caching })
 }

@@ -15,26 +15,26 @@ use crate::maps::TICKS_PER_SECOND;
 /// have all of its places.
 #[inline(always)]
 pub(crate) fn find<F: Family>(first: u32, course: &Course<Pair<F>>) -> Option<u16> {
-    // Zero: never used.
-    let now = now() | 1;
+    // Never zero, which says that a lane has not been used yet.
+    let this_tick = now() | 1;
     let begin = course.hash() & (F::lanes() - 1);
     let mut idle = None;
     for way in 0..LANE_WAYS {
         let number = begin ^ way;
         let lane = F::lane(first + number)?;
         if lane.course == *course {
-            lane.used = now;
+            lane.used = this_tick;
             return Some(number as u16);
         }
-        if lane.used == 0 || now.wrapping_sub(lane.used) > TICKS_PER_SECOND.load() * LANE_S {
+        if lane.used == 0 || this_tick.wrapping_sub(lane.used) > TICKS_PER_SECOND.load() * LANE_S {
             idle = Some(number);
         }
     }
     let number = idle?;
     let lane = F::lane(first + number)?;
-    // Whoever interrupts this (see `cache`) finds it in use, and of no protocol.
+    // In this order, so that whoever interrupts this (see `cache`) finds it in use, and of no protocol.
     lane.course.protocol = 0;
-    lane.used = now;
+    lane.used = this_tick;
     compiler_fence(Ordering::SeqCst);
     lane.course = Course { protocol: 0, ..*course };
     compiler_fence(Ordering::SeqCst);

@@ -23,10 +23,13 @@ const MIN_CACHE_ENTRIES: u32 = 1 << 9;
 /// There is a lane for so many entries of a cache,
 const ENTRIES_PER_LANE: u32 = 64;
 
-/// and at least so many for each CPU.
-const MIN_LANES: u32 = 1 << 7;
+/// and at least so many for each CPU: each sees packets between all listeners and backends.
+const MIN_LANES: u32 = 1 << 12;
 
-/// The caches get at most this part of the host's memory,
+/// The same where nothing uses them.
+const UNUSED_LANES: u32 = 1 << 7;
+
+/// The caches get at most this part of the host's memory, lanes apart,
 const CACHE_SHARE: u64 = 32;
 
 /// and each at most so many bytes: the kernel makes no array of 4 GiB.
@@ -105,6 +108,9 @@ impl Sizes {
 
     /// Lanes of each CPU and family, a power of two.
     pub(super) fn lanes(self, family: Family) -> u32 {
+        if !self.features.include(family.feature()) {
+            return UNUSED_LANES;
+        }
         (self.cache_entries(family) / ENTRIES_PER_LANE).clamp(MIN_LANES, MAX_LANES)
     }
 
@@ -169,7 +175,7 @@ mod tests {
         assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 21);
         assert_eq!(
             (sizes(1024, 256).lanes(Family::V4), sizes(1 << 20, 2).lanes(Family::V4)),
-            (1 << 7, 1 << 14)
+            (1 << 12, 1 << 15)
         );
     }
 

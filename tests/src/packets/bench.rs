@@ -237,6 +237,24 @@ impl Bench {
         self.plane.age(time)
     }
 
+    /// Makes every flow look as if no packet had looked at it for long. Copies that the program has are left as they are.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read or written.
+    pub fn backdate(&mut self) -> Result<()> {
+        self.plane.backdate()
+    }
+
+    /// How many halves of flows no packet has looked at since [`Self::backdate`]: those that were answered from copies.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn backdated(&mut self) -> Result<usize> {
+        self.plane.backdated()
+    }
+
     /// Makes every flow belong to the backend with this id, which need not exist.
     ///
     /// # Errors

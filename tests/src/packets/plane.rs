@@ -124,6 +124,18 @@ impl Loaded {
         self.change_rates(|window| RateWindow { second: window.second.saturating_sub(seconds), ..window })
     }
 
+    /// Makes every half look as if no packet had looked at it for long. Copies are left as they are.
+    pub(super) fn backdate(&mut self) -> Result<()> {
+        change::<Addr4>(self.map("connections_v4")?, |_, half| half.last_seen = LONG_AGO)?;
+        change::<Addr6>(self.map("connections_v6")?, |_, half| half.last_seen = LONG_AGO)
+    }
+
+    /// How many halves no packet has looked at since [`Self::backdate`].
+    pub(super) fn backdated(&mut self) -> Result<usize> {
+        Ok(backdated::<Addr4>(self.map("connections_v4")?)?
+            + backdated::<Addr6>(self.map("connections_v6")?)?)
+    }
+
     /// How many flows that have not proved themselves each CPU has room for.
     pub(super) fn half_open_room(&mut self) -> Result<u32> {
         Ok(self.map("half_open_v4")?.info()?.max_entries())
@@ -222,6 +234,19 @@ where
         map.insert(key, half, 0)?;
     }
     Ok(())
+}
+
+/// A tick in which nothing was sent.
+const LONG_AGO: u32 = 1;
+
+fn backdated<A>(map: MapData) -> Result<usize>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
+    let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(entries.iter().filter(|(_, half)| half.last_seen == LONG_AGO).count())
 }
 
 /// Protocol of entries that stand for flows of others.

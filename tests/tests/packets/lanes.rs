@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::lane::LANE_S;
 use lb_tests::packets::case::Packet;
 use lb_tests::packets::network::Mac;
@@ -11,19 +11,28 @@ use lb_tests::packets::oracle::{self, Dissected};
 use lb_tests::packets::{Answer, Family, Verdict};
 use libtest_mimic::Trial;
 
-use crate::lab::{Lab, ONE_BACKEND, tcp};
-use crate::trial_for_each_family;
+use crate::lab::{Lab, ONE_BACKEND, tcp, udp};
+use crate::{effort, scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials =
         trial_for_each_family("lanes", "more clients on the link than a CPU has lanes", neighbours);
     trials.extend(trial_for_each_family("lanes", "a lane that is not used any more becomes another", others));
+    trials.extend(trial_for_each_family("lanes", "packets find copies of their flows", copies));
     trials.extend(trial_for_each_family("lanes", "flows of one lane to many ports", ports));
+    trials.extend(trial_for_each_family("lanes", "a port that stays beside one that does not", kept));
+    trials.extend(trial_for_each_family("lanes", "TCP and UDP between the same ports", protocols));
     trials
 }
 
-/// So few flows that a CPU has 128 lanes.
-const FEW: &str = "lb.max_connections = 1024";
+/// Clients on the link: more than the 4,096 lanes that a CPU has when it has room for so many flows only.
+const CLIENTS: u16 = 5_000;
+
+/// So many that each CPU has places for both halves of all of them, beside what it finds taken by others.
+fn room() -> Result<String> {
+    let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?;
+    Ok(format!("lb.max_connections = {}", u32::from(CLIENTS) * cpus))
+}
 
 /// A listener of some ports.
 const PORTS: &str = r#"
@@ -101,18 +110,21 @@ fn talk(lab: &mut Lab, connections: &[Connection]) -> Result<()> {
 }
 
 fn neighbours(family: Family) -> Result<()> {
-    let mut lab = Lab::new(ONE_BACKEND, FEW, family)?;
-    let all = connections(&mut lab, family, 1..600)?;
+    let mut lab = Lab::new(ONE_BACKEND, &room()?, family)?;
+    let clients = u16::try_from(scaled(CLIENTS.into())?.min(CLIENTS.into()))?;
+    let all = connections(&mut lab, family, 1..clients)?;
     talk(&mut lab, &all)
 }
 
 fn others(family: Family) -> Result<()> {
-    let mut lab = Lab::new(ONE_BACKEND, FEW, family)?;
+    let mut lab = Lab::new(ONE_BACKEND, &room()?, family)?;
     let first = connections(&mut lab, family, 1..200)?;
     talk(&mut lab, &first)?;
     let begin = Instant::now();
     let second = connections(&mut lab, family, 200..210)?;
-    while begin.elapsed() < Duration::from_secs(u64::from(LANE_S) + 1) {
+    // The time that a lane lasts is the same on every kernel, and long on an emulated one.
+    let time = Duration::from_secs(if effort()? < 100 { 1 } else { u64::from(LANE_S) + 1 });
+    while begin.elapsed() < time {
         talk(&mut lab, &second)?;
     }
     let third = connections(&mut lab, family, 210..400)?;
@@ -122,8 +134,62 @@ fn others(family: Family) -> Result<()> {
     Ok(())
 }
 
+/// A port that stays beside one that does not, at the same backend.
+const KEPT: &str = r#"
+    [[listener]]
+    name = "kept"
+    address = "vip"
+    protocol = "tcp"
+    port = 8080
+    backend_set = "web"
+"#;
+
+fn kept(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, KEPT, family)?;
+    let all = (0..40).map(|number| {
+        let dst = ["vip:80", "vip:8080"][usize::from(number) % 2];
+        Connection::open(&mut lab, family, 1 + number, dst)
+    });
+    let all = all.collect::<Result<Vec<_>>>()?;
+    talk(&mut lab, &all)
+}
+
+/// Whether copies are used at all, and not each packet's flow looked up.
+fn copies(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "", family)?;
+    let all = connections(&mut lab, family, 1..50)?;
+    let halves = 2 * all.len();
+    let mut found = 0;
+    // Another CPU, if this thread comes to run there, has to copy the flows first.
+    for _ in 0..20 {
+        talk(&mut lab, &all)?;
+        lab.bench.backdate()?;
+        all.iter().try_for_each(|connection| connection.talk(&mut lab))?;
+        found = lab.bench.backdated()?;
+        if found * 10 >= halves * 9 {
+            return Ok(());
+        }
+    }
+    bail!("of {halves} halves only {found} were not looked at, since packets found their copies")
+}
+
+/// TCP and UDP between the same ports.
+fn protocols(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "", family)?;
+    let connection = Connection::open(&mut lab, family, 1, "vip:80")?;
+    let datagram = Packet { src_mac: Some(connection.mac), ..udp(connection.src.clone(), "vip:80", "ping") };
+    let datagram = lab.frame(&datagram)?;
+    let translated = lab.through(&datagram)?;
+    for _ in 0..TIMES {
+        connection.talk(&mut lab)?;
+        let found = lab.through(&datagram)?;
+        ensure!(found == translated, "expected {translated:?}, found {found:?}");
+    }
+    Ok(())
+}
+
 fn ports(family: Family) -> Result<()> {
-    let mut lab = Lab::new(PORTS, FEW, family)?;
+    let mut lab = Lab::new(PORTS, &room()?, family)?;
     let all = (0..40).map(|number| {
         let dst = ["vip:80", "vip:81", "vip:82", "vip:89"][usize::from(number) % 4];
         Connection::open(&mut lab, family, 1 + number, dst)
