@@ -167,7 +167,10 @@ impl Case {
     /// What is measured again while another CPU does the same.
     pub(crate) fn beside() -> Vec<Self> {
         let subject = Subject::ToBackend(Transport::Tcp, Service::Always);
-        let of = |family| [1, SOME].map(|flows| Self::repeated(subject, family, flows));
+        // Measured many times, so with fewer packets.
+        let of = |family| {
+            [(1, MANY / 8), (SOME, MANY)].map(|(flows, packets)| Self { subject, family, flows, packets })
+        };
         Family::ALL.into_iter().flat_map(of).collect()
     }
 

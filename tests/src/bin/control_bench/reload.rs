@@ -77,13 +77,12 @@ impl Bench {
         Ok((lb, begin.elapsed()))
     }
 
-    /// Memory that a running instance takes. It is gone afterwards.
+    /// Memory with a running instance, which is gone afterwards.
     fn memory(&self) -> Result<Memory> {
-        let before = memory::of_kernel()?;
         self.write(self.many)?;
         let (lb, _) = self.start()?;
         self.settle(&lb)?;
-        let found = Memory { kernel: memory::of_kernel()? - before, process: memory::of_process(lb.id())? };
+        let found = Memory { kernel: memory::of_kernel_at_rest()?, process: memory::of_process(lb.id())? };
         lb.stop()?;
         Lb::detach(&self.lab.balancer)?;
         Ok(found)
