@@ -129,9 +129,8 @@ impl<F: Family> Place<F> {
             caching.crowded += 1;
             return;
         };
-        let copy = copy::<F>(&tuple, guard, known);
-        if let Some(number) = lane::find::<F>(caching.first_lane, &course::<F>(&tuple, known)) {
-            write(entry, &CachedFlow { lane: number, ..copy });
+        if let Some(lane) = lane::find::<F>(caching.first_lane, &course::<F>(&tuple, known)) {
+            write(entry, &copy::<F>(&tuple, guard, lane, known));
         }
     }
 }
@@ -208,7 +207,12 @@ fn course<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Cour
 
 /// What is a flow's own.
 #[inline(always)]
-fn copy<F: Family>(tuple: &Tuple<Pair<F>>, guard: u32, known: &Known<'_, F::Addr>) -> CachedFlow<Pair<F>> {
+fn copy<F: Family>(
+    tuple: &Tuple<Pair<F>>,
+    guard: u32,
+    lane: u16,
+    known: &Known<'_, F::Addr>,
+) -> CachedFlow<Pair<F>> {
     let flow = known.flow;
     let (address, port) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
         (flow.source, flow.source_port)
@@ -222,7 +226,7 @@ fn copy<F: Family>(tuple: &Tuple<Pair<F>>, guard: u32, known: &Known<'_, F::Addr
         address: address.half(),
         since: flow.last_seen,
         port: port.to_be(),
-        lane: 0,
+        lane,
         differences: F::kept(flow),
     }
 }

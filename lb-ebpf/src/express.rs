@@ -23,8 +23,7 @@ pub(crate) struct Express<P> {
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Option<u32> {
     let packet = read::<F>(frame)?;
-    let copied = find::<F>(frame, &packet)?;
-    let Copied { own, course } = copied;
+    let Copied { own, course } = find::<F>(frame, &packet)?;
     count::packet(course.listener.into(), course.backend.into(), course.direction, packet.length);
     let Translated { addresses, ports, differences } = translated::<F>(&packet.tuple, own, course);
     translate::transport(frame, L3 + F::HEADER, packet.tuple.protocol(), ports, differences.l4)?;

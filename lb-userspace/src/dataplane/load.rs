@@ -19,25 +19,14 @@ use super::inspect::{features_in_use, inspect};
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
-use super::sizes::{CONNECTION_MAPS, Family, Sizes};
+use super::sizes::{CACHES, CONNECTION_MAPS, Family, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
-/// Maps that only the program uses and that hold nothing worth keeping between packets.
-const SCRATCH_MAPS: [&str; 11] = [
-    "cached_v4",
-    "cached_v6",
-    "lanes_v4",
-    "lanes_v6",
-    "opening_v4",
-    "opening_v6",
-    "scratch_v4",
-    "scratch_v6",
-    "answer",
-    "answer_rates",
-    "event_rates",
-];
+/// Maps that only the program uses and that hold nothing worth keeping between packets, beside the caches.
+const SCRATCH_MAPS: [&str; 7] =
+    ["opening_v4", "opening_v6", "scratch_v4", "scratch_v6", "answer", "answer_rates", "event_rates"];
 
 /// How to load the data plane.
 #[derive(Clone, Debug, Default)]
@@ -264,6 +253,7 @@ pub(super) fn pinned_maps() -> Result<Vec<String>> {
     let is_pinned = |name: &&String| {
         name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
             && !SCRATCH_MAPS.contains(&name.as_str())
+            && !CACHES.contains(&name.as_str())
             && *name != JOURNEYS
     };
     Ok(object.maps.keys().filter(is_pinned).cloned().collect())

@@ -1,7 +1,7 @@
 //! What the tests of this folder share: a bench with the hosts of `network.toml`, and short ways to say what is
 //! sent.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::packets::case::Packet;
@@ -144,6 +144,15 @@ fn merged(config: &str, changes: &str) -> Result<Table> {
     let mut table: Table = toml::from_str(config)?;
     settings::merge(&mut table, &toml::from_str(changes)?);
     Ok(table)
+}
+
+/// The address of a client of its own number, who is not on the balancer's links.
+pub(crate) fn client_address(family: Family, number: u16) -> IpAddr {
+    let [high, low] = number.to_be_bytes();
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, number).into(),
+    }
 }
 
 /// A TCP packet without payload.

@@ -1,6 +1,6 @@
 //! Flows whose copies share what they have in common: each must get its own, whoever else is under way.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,7 +11,7 @@ use lb_tests::packets::oracle::{self, Dissected};
 use lb_tests::packets::{Answer, Family, Verdict};
 use libtest_mimic::Trial;
 
-use crate::lab::{Lab, ONE_BACKEND, tcp, udp};
+use crate::lab::{Lab, ONE_BACKEND, client_address, tcp, udp};
 use crate::{effort, scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -65,11 +65,8 @@ struct Connection {
 impl Connection {
     fn open(lab: &mut Lab, family: Family, number: u16, dst: &'static str) -> Result<Self> {
         let [high, low] = number.to_be_bytes();
-        let address: IpAddr = match family {
-            Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, number).into(),
-        };
-        let (mac, src) = (Mac([2, 0, 0, 9, high, low]), SocketAddr::new(address, 1024).to_string());
+        let (mac, address) = (Mac([2, 0, 0, 9, high, low]), client_address(family, number));
+        let src = SocketAddr::new(address, 1024).to_string();
         let syn = lab.frame(&Packet { src_mac: Some(mac), ..tcp(src.clone(), dst, "S") })?;
         let translated = lab.through(&syn)?;
         let sent_out = lab.send(&syn)?.frame;
@@ -145,11 +142,14 @@ const KEPT: &str = r#"
 "#;
 
 fn kept(family: Family) -> Result<()> {
-    let mut lab = Lab::new(ONE_BACKEND, KEPT, family)?;
-    let all = (0..40).map(|number| {
-        let dst = ["vip:80", "vip:8080"][usize::from(number) % 2];
-        Connection::open(&mut lab, family, 1 + number, dst)
-    });
+    let lab = Lab::new(ONE_BACKEND, KEPT, family)?;
+    talk_to(lab, family, &["vip:80", "vip:8080"])
+}
+
+/// Connections of 40 clients, to one of these after the other.
+fn talk_to(mut lab: Lab, family: Family, to: &[&'static str]) -> Result<()> {
+    let all = (1..=40).zip(to.iter().cycle());
+    let all = all.map(|(number, dst)| Connection::open(&mut lab, family, number, dst));
     let all = all.collect::<Result<Vec<_>>>()?;
     talk(&mut lab, &all)
 }
@@ -189,11 +189,6 @@ fn protocols(family: Family) -> Result<()> {
 }
 
 fn ports(family: Family) -> Result<()> {
-    let mut lab = Lab::new(PORTS, &room()?, family)?;
-    let all = (0..40).map(|number| {
-        let dst = ["vip:80", "vip:81", "vip:82", "vip:89"][usize::from(number) % 4];
-        Connection::open(&mut lab, family, 1 + number, dst)
-    });
-    let all = all.collect::<Result<Vec<_>>>()?;
-    talk(&mut lab, &all)
+    let lab = Lab::new(PORTS, &room()?, family)?;
+    talk_to(lab, family, &["vip:80", "vip:81", "vip:82", "vip:89"])
 }

@@ -1,7 +1,7 @@
 //! How new flows are spread over backends and SNAT addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use lb_tests::packets::Family;
@@ -9,7 +9,7 @@ use lb_tests::packets::case::Packet;
 use lb_tests::packets::network::Mac;
 use libtest_mimic::Trial;
 
-use crate::lab::{Lab, ONE_BACKEND, THREE_BACKENDS, tcp, udp};
+use crate::lab::{Lab, ONE_BACKEND, THREE_BACKENDS, client_address, tcp, udp};
 use crate::{scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -25,12 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// A client of its own number; all come through one router.
 fn client(family: Family, number: u16, port: u16) -> Packet {
-    let [high, low] = number.to_be_bytes();
-    let address: IpAddr = match family {
-        Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
-        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, number).into(),
-    };
-    let src = std::net::SocketAddr::new(address, port).to_string();
+    let src = SocketAddr::new(client_address(family, number), port).to_string();
     Packet { src_mac: Some(Mac([2, 0, 0, 0, 1, 1])), ..tcp(src, "vip:80", "S") }
 }
 

@@ -12,17 +12,14 @@ use aya::maps::MapData;
 /// Long enough for the kernel to free what nobody uses.
 const FREED: Duration = Duration::from_secs(3);
 
-/// What the kernel holds for itself, in bytes: small objects but caches of files, those of each CPU, and large areas.
+/// What the kernel holds for itself, in bytes: small objects but caches of files, those of each CPU, and large areas. What a
+/// process had is freed some time after its end, so this is the least of many looks.
 pub(crate) fn of_kernel() -> Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    ["SUnreclaim:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name)).sum()
-}
-
-/// The same with nothing that waits to be freed: what a process had is freed some time after its end. The least of many looks.
-pub(crate) fn of_kernel_at_rest() -> Result<f64> {
     let (begin, mut least) = (Instant::now(), f64::INFINITY);
     while begin.elapsed() < FREED {
-        least = least.min(of_kernel()?);
+        let text = fs::read_to_string("/proc/meminfo")?;
+        let parts = ["SUnreclaim:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name));
+        least = least.min(parts.sum::<Result<f64>>()?);
         thread::sleep(FREED / 100);
     }
     Ok(least)

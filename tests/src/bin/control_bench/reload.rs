@@ -82,7 +82,7 @@ impl Bench {
         self.write(self.many)?;
         let (lb, _) = self.start()?;
         self.settle(&lb)?;
-        let found = Memory { kernel: memory::of_kernel_at_rest()?, process: memory::of_process(lb.id())? };
+        let found = Memory { kernel: memory::of_kernel()?, process: memory::of_process(lb.id())? };
         lb.stop()?;
         Lb::detach(&self.lab.balancer)?;
         Ok(found)
