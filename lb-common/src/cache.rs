@@ -147,10 +147,12 @@ impl<P: Pair> Tuple<P> {
         (self.rest >> 32) as u8
     }
 
-    /// What it is hashed to, for its places in the cache and its group. A collision costs a lookup and nothing else.
+    /// What it is hashed to: the low half for its places in the cache and its group, the high half for what tells it from others there.
+    /// A collision costs a lookup and nothing else.
     #[inline(always)]
-    pub fn hash(&self) -> u32 {
-        (round(self.addresses.hash(), self.rest) >> 16) as u32
+    pub fn hash(&self) -> u64 {
+        // The low half are the bits in the middle, since those of a product's ends depend on less of it.
+        round(self.addresses.hash(), self.rest).rotate_right(16)
     }
 }
 
@@ -180,34 +182,47 @@ pub(crate) const fn round(state: u64, word: u64) -> u64 {
     product ^ (product >> 32)
 }
 
-/// Value of the maps `cached_v4` and `cached_v6`: what an established flow does not share with others, in half a cache line
-/// (IPv6: a whole one). What it shares with the other flows of its [`Lane`](crate::Lane) stands there. Each CPU has entries of its own,
-/// so nobody else writes one while it is read. A flow has [`WAYS`] places.
+/// Value of the maps `cached_v4` and `cached_v6`: what an established flow does not share with others, in half a cache line. What it
+/// shares with the other flows of its [`Lane`](crate::Lane) stands there. Each CPU has entries of its own, so nobody else writes one
+/// while it is read. A flow has [`WAYS`] places.
+///
+/// A packet is of the entry's flow if it has the ports in [`CachedFlow::key`], and the protocol and both addresses that entry and
+/// lane say together.
 ///
 /// An entry is a copy, and what makes it stale is noticed in one of two ways. Whoever changes what it was made of raises
-/// a generation, which is part of [`CachedFlow::guard`]. And it holds for a few seconds only, counted from the flow's
+/// a generation, which is part of [`CachedFlow::key`]. And it holds for a few seconds only, counted from the flow's
 /// `last_seen`: then the flow itself is looked at again, and its `last_seen` is written. From the first second on another flow may
 /// take its place.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(32))]
 pub struct CachedFlow<P: Pair> {
-    /// Source and destination address of the packets, as they arrive.
-    pub addresses: P,
-    /// Both ports of the packets, as they are in them; 0: no flow.
-    pub ports: u32,
-    /// Who sends the packets on the link, and the generation: both must be as they were.
-    pub guard: u32,
-    /// The address after translation that is the flow's own: the source of packets to the backend, the destination of those to the
-    /// client. The other one is its lane's.
-    pub address: P::Half,
+    /// Low half: both ports of the packets, as they are in them; 0: no flow. High half, the guard: who sends the packets on the link, the
+    /// generation, and the rest of the tuple's hash; all must be as they were.
+    pub key: u64,
+    /// The client's address.
+    pub client: P::Half,
     /// [`Flow::last_seen`](crate::Flow::last_seen) when it was copied.
     pub since: u32,
-    /// The port that goes with the address, as it is in a packet.
+    /// The port on the client's side after translation, as it is in a packet.
     pub port: u16,
     /// Its lane: index among those of this CPU.
     pub lane: u16,
     /// What the translation adds to checksums, where it is kept.
     pub differences: P::Differences,
+}
+
+impl<P: Pair> CachedFlow<P> {
+    /// Both ports of the packets, as they are in them; 0: no flow.
+    #[inline(always)]
+    pub const fn ports(&self) -> u32 {
+        self.key as u32
+    }
+
+    /// Puts a key together.
+    #[inline(always)]
+    pub const fn key_of(ports: u32, guard: u32) -> u64 {
+        ports as u64 | (guard as u64) << 32
+    }
 }
 
 /// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
@@ -251,7 +266,7 @@ const _: () = assert!(GENERATIONS.is_power_of_two());
 const _: () =
     assert!(MAX_CACHE_ENTRIES.is_power_of_two() && MAX_CACHE_ENTRIES as u64 * GENERATIONS as u64 <= 1 << 32);
 const _: () = assert!(size_of::<CachedFlow<[u64; 1]>>() == 32);
-const _: () = assert!(size_of::<CachedFlow<[u64; 4]>>() == 64);
+const _: () = assert!(size_of::<CachedFlow<[u64; 4]>>() == 32);
 
 #[cfg(test)]
 mod tests {

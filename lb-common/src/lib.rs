@@ -34,7 +34,7 @@ pub use features::Features;
 pub use flow::{Flow, FlowKey, HalfOpen};
 pub use fragment::{Event, FragmentKey, FragmentPorts, HeldFragment};
 pub use interface::InterfaceMac;
-pub use lane::{Course, Lane};
+pub use lane::{Course, Lane, LaneBook};
 pub use listener::{Listener, ListenerKey, RangeKey, RateWindow, SourceKey};
 pub use ours::{BIT_WORDS, Bit};
 pub use reason::{Drops, Kind, Reason};
@@ -42,7 +42,7 @@ pub use settings::Settings;
 
 /// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
 /// carry another one. Raise it with every change of a layout or of a field's meaning.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
 /// the old ones have drained.

@@ -11,15 +11,15 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::cache::{self, Pair as _, WAYS, generation_of, split_ports};
-use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATIONS, Tuple};
+use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATIONS, Lane, Tuple};
 
 use crate::atomic;
 use crate::clock::now;
 use crate::express::Express;
-use crate::family::{Family, Pair};
+use crate::family::{Family, Half, Pair};
 use crate::flow::{Known, is_within};
 use crate::frame::Frame;
-use crate::lane;
+use crate::lane::Lanes;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
@@ -45,48 +45,55 @@ const TRIED: u32 = 1 << 26;
 /// A copy of a flow, with what it has in common with others.
 pub(crate) struct Copied<F: Family> {
     pub(crate) own: &'static CachedFlow<Pair<F>>,
-    pub(crate) course: &'static Course<Pair<F>>,
+    pub(crate) lane: &'static mut Lane<Pair<F>>,
 }
 
 /// The flow of a packet, if it is one of the last moment.
 #[inline(always)]
 pub(crate) fn find<F: Family>(frame: &Frame, packet: &Express<Pair<F>>) -> Option<Copied<F>> {
     let caching = F::cache_use(this_cpu());
+    let ports = packet.tuple.ports();
     // Without ports it would be taken for one of an entry without a flow.
-    if caching.mask == 0 || packet.tuple.ports() == 0 {
+    if caching.mask == 0 || ports == 0 {
         return None;
     }
     let hash = packet.tuple.hash();
-    let own = look::<F>(index(hash, caching), &packet.tuple)?;
-    if own.guard != guard(frame, hash, caching)? {
-        return None;
-    }
-    let course = &F::lane(caching.first_lane + u32::from(own.lane))?.course;
+    let own =
+        look::<F>(index(hash, caching), CachedFlow::<Pair<F>>::key_of(ports, guard(frame, hash, caching)?))?;
+    let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
+    let course = &lane.course;
     if course.protocol != packet.tuple.protocol()
+        || !is_between(own, course, packet.tuple.addresses)
         || !is_fresh(own, course)
         || !is_within(packet.length, course.mtu)
     {
         return None;
     }
     caching.hits += 1;
-    Some(Copied { own, course })
+    Some(Copied { own, lane })
 }
 
-/// The entry for a tuple, the protocol apart; `index` is that of the first of its places.
+/// The entry with this key; `index` is that of the first of its places.
 #[inline(always)]
-fn look<F: Family>(index: u32, tuple: &Tuple<Pair<F>>) -> Option<&'static mut CachedFlow<Pair<F>>> {
+fn look<F: Family>(index: u32, key: u64) -> Option<&'static CachedFlow<Pair<F>>> {
     for way in 0..WAYS {
         let entry = F::cached(index ^ way)?;
-        if is_of(entry, tuple) {
+        if entry.key == key {
             return Some(entry);
         }
     }
     None
 }
 
+/// Whether the packets of a copied flow come with these addresses.
 #[inline(always)]
-fn is_of<P: cache::Pair>(entry: &CachedFlow<P>, tuple: &Tuple<P>) -> bool {
-    entry.ports == tuple.ports() && entry.addresses.is(tuple.addresses)
+fn is_between<P: cache::Pair>(own: &CachedFlow<P>, course: &Course<P>, addresses: P) -> bool {
+    let expected = if course.is_to_backend() {
+        P::of(own.client, course.arrives)
+    } else {
+        P::of(course.arrives, course.at_backend(own.client))
+    };
+    expected.is(addresses)
 }
 
 /// Where this CPU would keep the flow of a packet.
@@ -95,6 +102,7 @@ pub(crate) struct Place<F: Family> {
     index: u32,
     /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
     guard: u32,
+    lanes: Lanes,
     caching: &'static mut CacheUse,
 }
 
@@ -117,34 +125,36 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
         return None;
     }
     let hash = tuple.hash();
-    Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, caching })
+    let lanes = Lanes { cpu, first: caching.first_lane };
+    Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, lanes, caching })
 }
 
 impl<F: Family> Place<F> {
     /// Notes the flow of a packet, unless others in the same places are still in use.
     #[inline(always)]
     pub(crate) fn remember(self, known: &Known<'_, F::Addr>) {
-        let Self { tuple, index, guard, caching } = self;
-        let Some(entry) = room::<F>(index, &tuple) else {
+        let Self { tuple, index, guard, lanes, caching } = self;
+        let Common { course, client } = common::<F>(&tuple, known);
+        let Some(entry) = room::<F>(index, tuple.ports(), client) else {
             caching.crowded += 1;
             return;
         };
-        if let Some(lane) = lane::find::<F>(caching.first_lane, &course::<F>(&tuple, known)) {
-            write(entry, &copy::<F>(&tuple, guard, lane, known));
+        if let Some(lane) = lanes.find::<F>(&course) {
+            write(entry, &copy::<F>(tuple.ports(), guard, client, lane, known.flow));
         }
     }
 }
 
-/// The entry that a tuple has, or else may have.
+/// The entry that a client's flow with these ports has, or else may have.
 #[inline(always)]
-fn room<F: Family>(index: u32, tuple: &Tuple<Pair<F>>) -> Option<&'static mut CachedFlow<Pair<F>>> {
+fn room<F: Family>(index: u32, ports: u32, client: Half<F>) -> Option<&'static mut CachedFlow<Pair<F>>> {
     let mut free = None;
     for way in 0..WAYS {
         let entry = F::cached(index ^ way)?;
-        if is_of(entry, tuple) {
+        if entry.ports() == ports && entry.client == client {
             return Some(entry);
         }
-        if free.is_none() && (entry.ports == 0 || !is_young(entry)) {
+        if free.is_none() && (entry.ports() == 0 || !is_young(entry)) {
             free = Some(index ^ way);
         }
     }
@@ -179,51 +189,60 @@ fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
     caching.mask = if caching.pause == 0 { caching.entries - 1 } else { 0 };
 }
 
-/// What a flow has in common with others. The port is left out where the packets of all of them have the right one.
+/// What a flow has in common with others, and its client.
+struct Common<F: Family> {
+    course: Course<Pair<F>>,
+    client: Half<F>,
+}
+
+/// The port is left out where the packets of all of them have the right one.
 #[inline(always)]
-fn course<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Course<Pair<F>> {
+fn common<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Common<F> {
     let Known { flow, next_hop, mtu } = known;
     let (source, destination) = tuple.addresses.halves();
     let (source_port, destination_port) = split_ports(tuple.ports());
-    let (old, new) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
-        ((destination, destination_port), (flow.destination.half(), flow.destination_port.to_be()))
+    let is_to_backend = flow.direction == Flow::<F::Addr>::TO_BACKEND;
+    let (old, new, client, at_backend) = if is_to_backend {
+        let new = (flow.destination.half(), flow.destination_port.to_be());
+        ((destination, destination_port), new, source, flow.source.half())
     } else {
-        ((source, source_port), (flow.source.half(), flow.source_port.to_be()))
+        let new = (flow.source.half(), flow.source_port.to_be());
+        ((source, source_port), new, flow.destination.half(), destination)
     };
-    Course {
-        address: new.0,
+    let hides_client = client != at_backend;
+    let course = Course {
         next_hop: *next_hop,
+        arrives: old.0,
+        leaves: new.0,
+        snat: if hides_client { at_backend } else { <Half<F>>::default() },
         port: if new.1 == old.1 { 0 } else { new.1 },
         backend: flow.backend as u16,
         listener: flow.listener as u16,
-        difference: F::course_difference(old, new),
+        difference: 0,
         mtu: *mtu,
         protocol: tuple.protocol(),
         direction: flow.direction,
         lag_s: flow.lag_s(),
-        _pad: [0; 3],
-    }
+        hides_client: hides_client.into(),
+        _pad: [0; 2],
+    };
+    Common { course: Course { difference: F::course_difference(&course, old.1, new.1), ..course }, client }
 }
 
 /// What is a flow's own.
 #[inline(always)]
 fn copy<F: Family>(
-    tuple: &Tuple<Pair<F>>,
+    ports: u32,
     guard: u32,
+    client: Half<F>,
     lane: u16,
-    known: &Known<'_, F::Addr>,
+    flow: &Flow<F::Addr>,
 ) -> CachedFlow<Pair<F>> {
-    let flow = known.flow;
-    let (address, port) = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
-        (flow.source, flow.source_port)
-    } else {
-        (flow.destination, flow.destination_port)
-    };
+    let is_to_backend = flow.direction == Flow::<F::Addr>::TO_BACKEND;
+    let port = if is_to_backend { flow.source_port } else { flow.destination_port };
     CachedFlow {
-        addresses: tuple.addresses,
-        ports: tuple.ports(),
-        guard,
-        address: address.half(),
+        key: CachedFlow::<Pair<F>>::key_of(ports, guard),
+        client,
         since: flow.last_seen,
         port: port.to_be(),
         lane,
@@ -233,14 +252,15 @@ fn copy<F: Family>(
 
 #[inline(always)]
 fn write<P: cache::Pair>(entry: &mut CachedFlow<P>, copy: &CachedFlow<P>) {
-    entry.ports = 0;
+    entry.key = 0;
     compiler_fence(Ordering::SeqCst);
-    *entry = CachedFlow { ports: 0, ..*copy };
+    *entry = CachedFlow { key: 0, ..*copy };
     compiler_fence(Ordering::SeqCst);
-    entry.ports = copy.ports;
+    entry.key = copy.key;
 }
 
-/// Forgets the flow of a packet that shows something new: the next one finds the flow itself.
+/// Forgets the flow of a packet that shows something new: the next one finds the flow itself. So do those of others with
+/// the same ports in the same places.
 #[inline(always)]
 pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     let tuple = Tuple::of(&packet.key);
@@ -248,8 +268,11 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     if caching.mask == 0 {
         return;
     }
-    if let Some(entry) = look::<F>(index(tuple.hash(), caching), &tuple) {
-        entry.ports = 0;
+    for way in 0..WAYS {
+        let Some(entry) = F::cached(index(tuple.hash(), caching) ^ way) else { return };
+        if entry.ports() == tuple.ports() {
+            entry.key = 0;
+        }
     }
 }
 
@@ -257,7 +280,7 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
 /// that, else another CPU might copy once more what is about to go. Copies of other flows of its group become stale, too.
 #[inline(always)]
 pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
-    raise(generation_of(Tuple::of(key).hash()));
+    raise(generation_of(Tuple::of(key).hash() as u32));
 }
 
 #[inline(always)]
@@ -301,18 +324,18 @@ fn this_cpu() -> u32 {
 
 /// A CPU's first entry for a tuple of this hash. Its entries are a power of two in number and size, and none is another's.
 #[inline(always)]
-const fn index(hash: u32, caching: &CacheUse) -> u32 {
-    caching.first + (hash & caching.mask)
+const fn index(hash: u64, caching: &CacheUse) -> u32 {
+    caching.first + (hash as u32 & caching.mask)
 }
 
-/// What the sender of a frame on its link, the generation and the size of the cache make of each other: of one sender, no
-/// two generations make the same, and what was kept where it is not looked for any more does not come back.
+/// What the sender of a frame on its link, the generation, the size of the cache and the rest of a tuple's hash make of each other: of one
+/// sender and tuple, no two generations make the same, and what was kept where it is not looked for any more does not come back.
 #[inline(always)]
-fn guard(frame: &Frame, hash: u32, caching: &CacheUse) -> Option<u32> {
+fn guard(frame: &Frame, hash: u64, caching: &CacheUse) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
     let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
     // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
-    let generation = unsafe { GENERATION.at(generation_of(hash)).read_volatile() } as u32;
-    Some((sender.wrapping_mul(FACTOR) >> 32) as u32 ^ generation ^ caching.mask << 11)
+    let generation = unsafe { GENERATION.at(generation_of(hash as u32)).read_volatile() } as u32;
+    Some(((sender.wrapping_mul(FACTOR) ^ hash) >> 32) as u32 ^ generation ^ caching.mask << 11)
 }

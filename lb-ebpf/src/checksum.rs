@@ -79,17 +79,23 @@ impl WideSum {
         Self(self.0 + difference as u64)
     }
 
-    /// Counts an address and its port that change.
+    /// Counts a port that changes.
     #[inline(always)]
-    pub(crate) fn side<const N: usize>(self, old: ([u64; N], u16), new: ([u64; N], u16)) -> Self {
-        let mut sum = self.0 + u64::from(!old.1) + u64::from(new.1);
+    pub(crate) const fn port(self, old: u16, new: u16) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// Counts an address that another takes the place of.
+    #[inline(always)]
+    pub(crate) fn gone<const N: usize>(self, address: [u64; N]) -> Self {
+        self.come(address.map(|word| !word))
+    }
+
+    /// Counts an address that takes the place of another.
+    #[inline(always)]
+    pub(crate) fn come<const N: usize>(self, address: [u64; N]) -> Self {
         // Since 2^32 is one more than a multiple of 0xffff, halves may be summed instead of 16-bit words.
-        for (old, new) in old.0.into_iter().zip(new.0) {
-            for word in [!old, new] {
-                sum += (word & 0xffff_ffff) + (word >> 32);
-            }
-        }
-        Self(sum)
+        Self(address.into_iter().fold(self.0, |sum, word| sum + (word & 0xffff_ffff) + (word >> 32)))
     }
 
     /// Folds the carries.
@@ -195,7 +201,9 @@ mod tests {
                 let word = |at| u64::from_ne_bytes(core::array::from_fn(|i| bytes[at + i]));
                 ([word(0), word(8)], u16::from_ne_bytes([bytes[16], bytes[17]]))
             };
-            let sum = WideSum::default().difference(0).side(side(&old), side(&new));
+            let (before, after) = (side(&old), side(&new));
+            let sum = WideSum::default().gone(before.0).port(before.1, after.1);
+            let sum = WideSum::default().difference(sum.fold()).come(after.0);
             assert_eq!(apply(full(&old), sum.fold()), full(&new));
         }
     }

@@ -1,28 +1,43 @@
 //! Counters: per-CPU, so plain additions without atomics.
 
-use lb_common::{Addr4, Counters, Flow, Reason};
+use lb_common::{Addr4, Counters, Flow, Reason, Traffic};
 
 use crate::maps::{BACKEND_COUNTERS, DROPS, LISTENER_COUNTERS};
 
 /// Counts a packet of so many bytes that travels on, for its listener and its backend.
 #[inline(always)]
 pub(crate) fn packet(listener: u32, backend: u32, direction: u8, bytes: u16) {
-    let bytes = u64::from(bytes);
+    traffic(listener, backend, direction, &Traffic { packets: 1, bytes: bytes.into() });
+}
+
+/// The same of many.
+#[inline(always)]
+pub(crate) fn traffic(listener: u32, backend: u32, direction: u8, more: &Traffic) {
     for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
         let Some(counters) = counters else { continue };
         // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU.
         let Counters { to_backend, to_client, .. } = unsafe { &mut *counters };
-        let traffic = if direction == Flow::<Addr4>::TO_BACKEND { to_backend } else { to_client };
-        traffic.packets += 1;
-        traffic.bytes += bytes;
+        add(if direction == Flow::<Addr4>::TO_BACKEND { to_backend } else { to_client }, more);
     }
+}
+
+/// Counts a packet for its lane, from where it gets to listener and backend: see [`lb_common::Lane::traffic`].
+#[inline(always)]
+pub(crate) fn in_lane(traffic: &mut Traffic, bytes: u16) {
+    add(traffic, &Traffic { packets: 1, bytes: bytes.into() });
+}
+
+#[inline(always)]
+const fn add(traffic: &mut Traffic, more: &Traffic) {
+    traffic.packets += more.packets;
+    traffic.bytes += more.bytes;
 }
 
 /// Counts a new flow.
 #[inline(always)]
 pub(crate) fn new_flow(listener: u32, backend: u32) {
     for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
-        // SAFETY: as in `packet`.
+        // SAFETY: as in `traffic`.
         if let Some(counters) = counters.map(|counters| unsafe { &mut *counters }) {
             counters.new_flows += 1;
         }
@@ -33,7 +48,7 @@ pub(crate) fn new_flow(listener: u32, backend: u32) {
 #[inline(always)]
 pub(crate) fn refused(listener: u32, backend: u32) {
     for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
-        // SAFETY: as in `packet`.
+        // SAFETY: as in `traffic`.
         if let Some(counters) = counters.map(|counters| unsafe { &mut *counters }) {
             counters.refused += 1;
         }

@@ -3,7 +3,7 @@
 //! short way.
 
 use lb_common::cache::{Differences, Pair as _, join_ports, split_ports};
-use lb_common::{CachedFlow, Course, Flow, PROTO_TCP, PROTO_UDP, Tuple};
+use lb_common::{CachedFlow, Course, PROTO_TCP, PROTO_UDP, Tuple};
 
 use crate::cache::{Copied, find};
 use crate::family::{ExpressIp, Family, Pair};
@@ -23,12 +23,12 @@ pub(crate) struct Express<P> {
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Option<u32> {
     let packet = read::<F>(frame)?;
-    let Copied { own, course } = find::<F>(frame, &packet)?;
-    count::packet(course.listener.into(), course.backend.into(), course.direction, packet.length);
-    let Translated { addresses, ports, differences } = translated::<F>(&packet.tuple, own, course);
+    let Copied { own, lane } = find::<F>(frame, &packet)?;
+    count::in_lane(&mut lane.traffic, packet.length);
+    let Translated { addresses, ports, differences } = translated::<F>(&packet.tuple, own, &lane.course);
     translate::transport(frame, L3 + F::HEADER, packet.tuple.protocol(), ports, differences.l4)?;
     F::write_express(frame, addresses, differences.ip)?;
-    forward::forward(frame, &course.next_hop)
+    forward::forward(frame, &lane.course.next_hop)
 }
 
 /// What a packet gets.
@@ -38,27 +38,26 @@ struct Translated<P> {
     differences: Differences,
 }
 
-/// Puts together what a packet gets: one side is the flow's own, the other that of its course.
+/// Puts together what a packet gets: one side is the client's, the other that of its course.
 #[inline(always)]
 fn translated<F: Family>(
     tuple: &Tuple<Pair<F>>,
     own: &CachedFlow<Pair<F>>,
     course: &Course<Pair<F>>,
 ) -> Translated<Pair<F>> {
-    let (source, destination) = tuple.addresses.halves();
     let (source_port, destination_port) = split_ports(tuple.ports());
     let port = |arrives| if course.port == 0 { arrives } else { course.port };
-    if course.direction == Flow::<F::Addr>::TO_BACKEND {
+    if course.is_to_backend() {
         Translated {
-            addresses: Pair::<F>::of(own.address, course.address),
+            addresses: Pair::<F>::of(course.at_backend(own.client), course.leaves),
             ports: join_ports(own.port, port(destination_port)),
-            differences: F::differences(own, course, (source, source_port)),
+            differences: F::differences(own, course, source_port),
         }
     } else {
         Translated {
-            addresses: Pair::<F>::of(course.address, own.address),
+            addresses: Pair::<F>::of(course.leaves, own.client),
             ports: join_ports(port(source_port), own.port),
-            differences: F::differences(own, course, (destination, destination_port)),
+            differences: F::differences(own, course, destination_port),
         }
     }
 }

@@ -18,8 +18,8 @@ pub(crate) use v6::V6;
 /// Both addresses of its packets.
 pub(crate) type Pair<F> = <<F as Family>::Addr as Address>::Pair;
 
-/// An address with its port, as they are in a packet.
-pub(crate) type Side<P> = (<P as lb_common::cache::Pair>::Half, u16);
+/// One of them.
+pub(crate) type Half<F> = <Pair<F> as lb_common::cache::Pair>::Half;
 
 /// TTL or hop limit of packets that the balancer makes (RFC 1700).
 const FRESH_TTL: u8 = 64;
@@ -58,6 +58,9 @@ pub(crate) trait Family {
 
     /// Number of its ICMP.
     const ICMP: u8;
+
+    /// 0: IPv4, 1: IPv6.
+    const NUMBER: u32;
 
     /// Index of its journey in the map `journeys`.
     const JOURNEY: u32;
@@ -148,15 +151,11 @@ pub(crate) trait Family {
     /// What a copy of a flow keeps of its differences.
     fn kept(flow: &Flow<Self::Addr>) -> <Pair<Self> as lb_common::cache::Pair>::Differences;
 
-    /// What its course keeps of them: those that its side makes, from what arrives to what leaves.
-    fn course_difference(old: Side<Pair<Self>>, new: Side<Pair<Self>>) -> u16;
+    /// What its course keeps of them, but for [`Course::difference`] complete; the ports are those of the other side, as they are in packets.
+    fn course_difference(course: &Course<Pair<Self>>, arrives: u16, leaves: u16) -> u16;
 
-    /// The differences that a copy of a flow makes to a packet whose own side is `old`.
-    fn differences(
-        own: &CachedFlow<Pair<Self>>,
-        course: &Course<Pair<Self>>,
-        old: Side<Pair<Self>>,
-    ) -> Differences;
+    /// The differences that a copy of a flow makes to a packet that arrives with this port on the client's side.
+    fn differences(own: &CachedFlow<Pair<Self>>, course: &Course<Pair<Self>>, port: u16) -> Differences;
 
     /// A lane in the map of this family, one of this CPU's.
     fn lane(index: u32) -> Option<&'static mut Lane<Pair<Self>>>;

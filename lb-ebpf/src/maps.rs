@@ -15,10 +15,10 @@ use lb_common::listener::{SetName, Vip};
 use lb_common::{
     Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
     Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
-    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Lane, Listener, ListenerKey, MAX_BACKENDS,
-    MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_LISTENERS,
-    MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable, RangeKey, RateWindow,
-    SNAT_CURSORS, Settings, SourceKey,
+    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Lane, LaneBook, Listener, ListenerKey,
+    MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES,
+    MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable,
+    RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -103,13 +103,17 @@ pub(crate) static LANES_V4_PER_CPU: Global<u32> = Global::new(MAX_LANES);
 #[unsafe(no_mangle)]
 pub(crate) static LANES_V6_PER_CPU: Global<u32> = Global::new(MAX_LANES);
 
-/// Lanes of the flows of the last moment, by CPU and hash. Written and read here.
+/// Lanes of the flows of the last moment, by CPU and hash. Written and read here; read by the controller for what they count.
 #[btf_map(name = "lanes_v4")]
 pub(crate) static LANES_V4: Lanes<<Addr4 as Address>::Pair> = Lanes::new();
 
-/// Lanes of the flows of the last moment, by CPU and hash. Written and read here.
+/// Lanes of the flows of the last moment, by CPU and hash. Written and read here; read by the controller for what they count.
 #[btf_map(name = "lanes_v6")]
 pub(crate) static LANES_V6: Lanes<<Addr6 as Address>::Pair> = Lanes::new();
+
+/// What the controller has to know of the lanes of each CPU and family. Written here; read by the controller.
+#[btf_map(name = "lane_books")]
+pub(crate) static LANE_BOOKS: Aligned<LaneBook, { 2 * MAX_CPUS as usize }> = Aligned::new();
 
 /// How each CPU gets on with its cache of IPv4 flows. Written and read here.
 pub(crate) static CACHE_USE_V4: Shared<[CacheUse; MAX_CPUS as usize]> =
@@ -242,6 +246,17 @@ pub(crate) static LISTENER_COUNTERS: PerCpuArray<Counters, { MAX_LISTENERS as us
 /// Traffic by backend id. Written here; read by the controller.
 #[btf_map(name = "backend_counters")]
 pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+
+/// What the counters of a listener id had counted when it was given to its present owner. Written and read by the controller.
+#[btf_map(name = "listener_bases")]
+pub(crate) static LISTENER_BASES: Bases<{ MAX_LISTENERS as usize }> = Bases::new();
+
+/// The same of backend ids.
+#[btf_map(name = "backend_bases")]
+pub(crate) static BACKEND_BASES: Bases<{ MAX_BACKENDS as usize }> = Bases::new();
+
+/// Where counting began. Counters only grow: two who write one would lose what the other counts.
+type Bases<const N: usize> = HashMap<u32, Counters, N, { BPF_F_NO_PREALLOC as usize }>;
 
 /// Packets by reason: index 0 without a listener, then by listener id. Written here; read by the controller.
 #[btf_map(name = "drops")]

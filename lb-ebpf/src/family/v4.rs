@@ -3,7 +3,7 @@
 use lb_common::cache::Differences;
 use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields, Side};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
 use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
@@ -18,6 +18,7 @@ impl Family for V4 {
 
     const HEADER: usize = 20;
     const ICMP: u8 = 1;
+    const NUMBER: u32 = 0;
     const JOURNEY: u32 = 0;
     const BEGIN: u32 = 8;
     const ICMP_JOURNEY: u32 = 2;
@@ -198,16 +199,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn course_difference(_old: Side<[u64; 1]>, _new: Side<[u64; 1]>) -> u16 {
+    fn course_difference(_course: &Course<[u64; 1]>, _arrives: u16, _leaves: u16) -> u16 {
         0
     }
 
     #[inline(always)]
-    fn differences(
-        own: &CachedFlow<[u64; 1]>,
-        _course: &Course<[u64; 1]>,
-        _old: Side<[u64; 1]>,
-    ) -> Differences {
+    fn differences(own: &CachedFlow<[u64; 1]>, _course: &Course<[u64; 1]>, _port: u16) -> Differences {
         own.differences
     }
 

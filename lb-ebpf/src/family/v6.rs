@@ -3,7 +3,7 @@
 use lb_common::cache::Differences;
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields, Side};
+use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::Sum;
 use crate::checksum::WideSum;
 use crate::frame::{Frame, L3};
@@ -28,6 +28,7 @@ impl Family for V6 {
 
     const HEADER: usize = 40;
     const ICMP: u8 = 58;
+    const NUMBER: u32 = 1;
     const JOURNEY: u32 = 1;
     const BEGIN: u32 = 9;
     const ICMP_JOURNEY: u32 = 3;
@@ -181,17 +182,21 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn course_difference(old: Side<[u64; 4]>, new: Side<[u64; 4]>) -> u16 {
-        WideSum::default().side(old, new).fold()
+    fn course_difference(course: &Course<[u64; 4]>, arrives: u16, leaves: u16) -> u16 {
+        let sum = WideSum::default().gone(course.arrives).come(course.leaves).port(arrives, leaves);
+        match (course.hides_client, course.is_to_backend()) {
+            (0, _) => sum.fold(),
+            (_, true) => sum.come(course.snat).fold(),
+            (_, false) => sum.gone(course.snat).fold(),
+        }
     }
 
     #[inline(always)]
-    fn differences(
-        own: &CachedFlow<[u64; 4]>,
-        course: &Course<[u64; 4]>,
-        old: Side<[u64; 4]>,
-    ) -> Differences {
-        let sum = WideSum::default().difference(course.difference).side(old, (own.address, own.port));
+    fn differences(own: &CachedFlow<[u64; 4]>, course: &Course<[u64; 4]>, port: u16) -> Differences {
+        let mut sum = WideSum::default().difference(course.difference).port(port, own.port);
+        if course.hides_client != 0 {
+            sum = if course.is_to_backend() { sum.gone(own.client) } else { sum.come(own.client) };
+        }
         Differences { ip: 0, l4: sum.fold() }
     }
 

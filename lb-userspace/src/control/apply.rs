@@ -120,12 +120,11 @@ impl Applier {
     }
 
     fn add_backends(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
+        let new = desired.backends.keys().copied().filter(|id| !self.held.backends.contains_key(id));
+        maps.clear_backend_counters(&new.collect::<Vec<u32>>())?;
         for (&id, backend) in &desired.backends {
             self.held.removed.remove(&id);
             let held = self.held.backends.get(&id);
-            if held.is_none() {
-                maps.clear_backend_counters(id)?;
-            }
             if held != Some(backend) {
                 maps.set_backend(id, backend)?;
                 self.held.backends.insert(id, *backend);
@@ -162,9 +161,8 @@ impl Applier {
         let held = listeners.values().chain(ranges.values());
         let known: BTreeSet<u32> = held.map(|listener| listener.id).collect();
         let wanted: BTreeSet<u32> = desired.all_listeners().map(|listener| listener.id).collect();
-        for &id in wanted.difference(&known) {
-            maps.clear_listener_counters(id)?;
-        }
+        let new: Vec<u32> = wanted.difference(&known).copied().collect();
+        maps.clear_listener_counters(&new)?;
         for (&key, listener) in &desired.listeners {
             if listeners.get(&key) != Some(listener) {
                 maps.set_listener(&unordered(key), listener)?;

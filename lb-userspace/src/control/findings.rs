@@ -74,7 +74,7 @@ fn passive(sources: &Sources<'_>, set: &str, backend: &str) -> Result<Passive> {
     let Some(&id) = sources.desired.names.backends.get(&(set.to_owned(), backend.to_owned())) else {
         return Ok(Passive::default());
     };
-    let counters = sources.maps.backend_counters(id)?;
+    let counters = sources.tally.backend(id)?;
     Ok(Passive {
         new_flows: counters.new_flows,
         unanswered: sources.census.unanswered.get(&id).copied().unwrap_or_default(),
@@ -104,7 +104,7 @@ impl Arrived {
             .collect();
         strays.sort_by_key(|stray| std::cmp::Reverse(stray.packets));
         Ok(Self {
-            new_flows: sources.maps.listener_counters(id)?.new_flows,
+            new_flows: sources.tally.listener(id)?.new_flows,
             drops: drops.filter(|(_, count)| *count > 0).collect(),
             strays,
         })

@@ -13,7 +13,7 @@ use super::desired::{self, Desired};
 use super::host_ports::HostPorts;
 use super::snat;
 use crate::config::{self, Config};
-use crate::dataplane::{Attachment, Census, Maps};
+use crate::dataplane::{Attachment, Census, Maps, Tally};
 use crate::health::Level;
 use crate::health::level::{self, Member, SetLevel};
 use crate::network::next_hop::Ways;
@@ -50,8 +50,10 @@ pub struct Sources<'a> {
     pub ways: &'a Ways,
     /// Live flows.
     pub census: &'a Census,
-    /// Counters.
+    /// Counters of drops.
     pub maps: &'a Maps,
+    /// All other counters.
+    pub tally: &'a Tally<'a>,
     /// Ports of the host.
     pub host_ports: &'a HostPorts,
 }
@@ -154,7 +156,7 @@ fn listener_status(
     levels: &BTreeMap<&str, SetLevel>,
 ) -> Result<ListenerStatus> {
     let id = sources.desired.names.listeners.get(&listener.name).copied().unwrap_or_default();
-    let counters = sources.maps.listener_counters(id)?;
+    let counters = sources.tally.listener(id)?;
     let counted = sources.maps.drops(Some(id))?;
     let occurred = |kind| of_kind(&counted, kind).filter(|(_, count)| *count > 0).collect();
     let verdict = level::listener(&listener.backend_set, &levels[listener.backend_set.as_str()].verdict);
@@ -205,7 +207,7 @@ fn backend_status(
 ) -> Result<BackendStatus> {
     let key = (set_name.to_owned(), backend.name.clone());
     let id = sources.desired.names.backends.get(&key).copied().unwrap_or_default();
-    let counters = sources.maps.backend_counters(id)?;
+    let counters = sources.tally.backend(id)?;
     let health = sources.book.get(set_name, &backend.name);
     let in_rotation = sources.desired.backends.get(&id).is_some_and(|held| held.has(MapBackend::IN_ROTATION));
     Ok(BackendStatus {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::attach::is_link;
 use super::load::{OBJECT, Origin, pinned_maps};
-use super::sizes::{CONNECTION_MAPS, Sizes};
+use super::sizes::{CONNECTION_MAPS, LANE_MAPS, Sizes};
 
 /// The map that carries the layout version. It is written last when a data plane is made and voided first when it goes.
 pub(super) const SETTINGS: &str = "settings";
@@ -89,7 +89,8 @@ fn compare_shapes(pins: &Path, sizes: Sizes, names: &[String]) -> Result<()> {
         }
         let (expected, found) =
             (sizes.entries(name).unwrap_or_else(|| declared.max_entries()), pinned.max_entries());
-        if expected != found && !CONNECTION_MAPS.contains(&name.as_str()) {
+        let keeps_its_size = CONNECTION_MAPS.contains(&name.as_str()) || LANE_MAPS.contains(&name.as_str());
+        if expected != found && !keeps_its_size {
             bail!("{} (map `{name}`: expected {expected} entries, found {found})", not_ours(pins));
         }
     }
@@ -109,6 +110,20 @@ fn say_what_has_room(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<
         }
     }
     Ok(())
+}
+
+/// The sizes with those of adopted lanes.
+///
+/// # Errors
+///
+/// If there cannot be so many, or a map cannot be read.
+pub(super) fn with_adopted_lanes(pins: &Path, sizes: Sizes) -> Result<Sizes> {
+    let [v4, v6] =
+        LANE_MAPS.map(|name| Ok::<_, anyhow::Error>(open(&pins.join(name))?.info()?.max_entries()));
+    let entries = [v4?, v6?];
+    let adopted = sizes.with_lanes(entries);
+    adopted
+        .with_context(|| format!("{} (maps of lanes: {entries:?} entries are not possible)", not_ours(pins)))
 }
 
 /// What an adopted data plane is used for, whether the configuration still asks for it or not: its listeners hold until they

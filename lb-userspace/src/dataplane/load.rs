@@ -15,7 +15,7 @@ use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
-use super::inspect::{features_in_use, inspect};
+use super::inspect::{features_in_use, inspect, with_adopted_lanes};
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
@@ -109,6 +109,7 @@ impl Dataplane {
             None => Origin::Fresh,
         };
         if let (Origin::Adopted, Some(pins)) = (origin, &options.pins) {
+            sizes = with_adopted_lanes(pins, sizes)?;
             sizes.features = sizes.features.and(features_in_use(pins)?);
         }
         let features = sizes.features;

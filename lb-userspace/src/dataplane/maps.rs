@@ -13,11 +13,13 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Address, Backend, Counters, Drops, InterfaceMac, Listener, ListenerKey, RangeKey, Settings,
-    SourceKey,
+    Addr4, Addr6, Address, Backend, Drops, InterfaceMac, Listener, ListenerKey, RangeKey, Settings, SourceKey,
 };
 
+use self::counters::CounterMap;
 use super::cached::CachedFlows;
+use super::lanes::Lanes;
+pub use counters::Tally;
 pub use listeners::{Range, Source};
 
 /// The maps of a loaded data plane, connections apart.
@@ -39,8 +41,9 @@ pub struct Maps {
     reserved_ports: Array<MapData, u64>,
     listener_ports: Array<MapData, u64>,
     our_addresses: Array<MapData, u64>,
-    listener_counters: PerCpuArray<MapData, Counters>,
-    backend_counters: PerCpuArray<MapData, Counters>,
+    listener_counters: CounterMap,
+    backend_counters: CounterMap,
+    lanes: Lanes,
     drops: PerCpuArray<MapData, Drops>,
     cached: CachedFlows,
 }
@@ -79,8 +82,15 @@ impl Maps {
             reserved_ports: take!(ebpf, "reserved_ports"),
             listener_ports: take!(ebpf, "listener_ports"),
             our_addresses: take!(ebpf, "our_addresses"),
-            listener_counters: take!(ebpf, "listener_counters"),
-            backend_counters: take!(ebpf, "backend_counters"),
+            lanes: Lanes::of(ebpf)?,
+            listener_counters: CounterMap {
+                counted: take!(ebpf, "listener_counters"),
+                bases: take!(ebpf, "listener_bases"),
+            },
+            backend_counters: CounterMap {
+                counted: take!(ebpf, "backend_counters"),
+                bases: take!(ebpf, "backend_bases"),
+            },
             drops: take!(ebpf, "drops"),
             cached,
         })

@@ -11,6 +11,7 @@
 //! | `maps` | typed access to the maps the controller writes, and to the counters |
 //! | `maglev` | builds lookup tables |
 //! | `cached` | makes the program forget its copies of flows |
+//! | `lanes` | what the program has counted for copied flows |
 //! | `collect` | ends idle flows, counts live ones |
 //! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `explain` | asks the loaded program what would become of a packet |
@@ -29,6 +30,7 @@ pub mod fragments;
 mod inspect;
 mod interfaces;
 mod journeys;
+mod lanes;
 pub mod load;
 pub mod maglev;
 pub mod maps;
@@ -39,4 +41,4 @@ mod sys;
 pub use attach::{AttachedMode, Attachment, detach};
 pub use collect::{Census, Collector, Limits};
 pub use load::{Dataplane, EventSource, LoadOptions, Origin};
-pub use maps::Maps;
+pub use maps::{Maps, Tally};

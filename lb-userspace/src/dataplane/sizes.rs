@@ -1,7 +1,7 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result, ensure};
-use lb_common::lane::MAX_LANES;
+use lb_common::lane::{LANE_WAYS, MAX_LANES};
 use lb_common::{
     Addr4, Addr6, Address, CachedFlow, Features, HALF_OPEN_SLOTS, MAX_CACHE_ENTRIES, MAX_CPUS,
     MIN_HALF_OPEN_PER_CPU,
@@ -15,7 +15,13 @@ pub(super) const CONNECTION_MAPS: [&str; 2] = ["connections_v4", "connections_v6
 const HALF_OPEN_MAPS: [&str; 2] = ["half_open_v4", "half_open_v6"];
 
 /// The caches in front of the connection maps. They belong to the programs of one load.
-pub(super) const CACHES: [&str; 4] = ["cached_v4", "cached_v6", "lanes_v4", "lanes_v6"];
+pub(super) const CACHES: [&str; 2] = ["cached_v4", "cached_v6"];
+
+/// What the flows in them have in common, and is counted for them.
+pub(super) const LANE_MAPS: [&str; 2] = ["lanes_v4", "lanes_v6"];
+
+/// What the controller has to know of lanes.
+const LANE_BOOKS: &str = "lane_books";
 
 /// Entries of each CPU in a cache at least.
 const MIN_CACHE_ENTRIES: u32 = 1 << 9;
@@ -25,9 +31,6 @@ const ENTRIES_PER_LANE: u32 = 64;
 
 /// and at least so many for each CPU: each sees packets between all listeners and backends.
 const MIN_LANES: u32 = 1 << 12;
-
-/// The same where nothing uses them.
-const UNUSED_LANES: u32 = 1 << 7;
 
 /// The caches get at most this part of the host's memory, lanes apart,
 const CACHE_SHARE: u64 = 32;
@@ -72,6 +75,8 @@ pub(super) struct Sizes {
     cpus: u32,
     /// Bytes of memory that the host has.
     memory: u64,
+    /// Entries of the maps of lanes of each family, if they are there already.
+    adopted_lanes: Option<[u32; 2]>,
 }
 
 impl Sizes {
@@ -83,7 +88,7 @@ impl Sizes {
             "this host may have {cpus} CPUs, and lb keeps account of {MAX_CPUS} at most"
         );
         let memory = sysinfo().context("cannot ask how much memory this host has")?.ram_total();
-        Ok(Self { max_connections, features, cpus, memory })
+        Ok(Self { max_connections, features, cpus, memory, adopted_lanes: None })
     }
 
     /// Slots in the ring of half-open flows of each CPU.
@@ -106,12 +111,24 @@ impl Sizes {
         1 << entries.ilog2()
     }
 
-    /// Lanes of each CPU and family, a power of two.
+    /// Lanes of each CPU and family, a power of two. The maps outlive what the programs are made for and what the file asks for.
     pub(super) fn lanes(self, family: Family) -> u32 {
-        if !self.features.include(family.feature()) {
-            return UNUSED_LANES;
+        if let Some(entries) = self.adopted_lanes {
+            return entries[family as usize] / self.cpus;
         }
-        (self.cache_entries(family) / ENTRIES_PER_LANE).clamp(MIN_LANES, MAX_LANES)
+        let entries = Self { features: Features::ALL, ..self }.cache_entries(family);
+        (entries / ENTRIES_PER_LANE).clamp(MIN_LANES, MAX_LANES)
+    }
+
+    /// The sizes where maps of lanes with so many entries are there already; `None` if this program cannot use them.
+    pub(super) fn with_lanes(self, entries: [u32; 2]) -> Option<Self> {
+        let usable = |entries: u32| {
+            let of_each = entries / self.cpus;
+            of_each * self.cpus == entries
+                && of_each.is_power_of_two()
+                && (LANE_WAYS..=MAX_LANES).contains(&of_each)
+        };
+        entries.into_iter().all(usable).then_some(Self { adopted_lanes: Some(entries), ..self })
     }
 
     /// Entries of a connection map: two for each flow, half-open ones on top, so that they take no room from others.
@@ -136,6 +153,7 @@ impl Sizes {
             "cached_v6" => Some(self.cache_entries(Family::V6).saturating_mul(self.cpus)),
             "lanes_v4" => Some(self.lanes(Family::V4).saturating_mul(self.cpus)),
             "lanes_v6" => Some(self.lanes(Family::V6).saturating_mul(self.cpus)),
+            LANE_BOOKS => Some(2 * self.cpus),
             _ if HALF_OPEN_MAPS.contains(&map) => Some(self.half_open_per_cpu()),
             _ => None,
         }
@@ -143,7 +161,8 @@ impl Sizes {
 
     /// All maps that [`Sizes::entries`] has an answer for.
     pub(super) fn of_maps(self) -> impl Iterator<Item = (&'static str, u32)> {
-        let maps = CONNECTION_MAPS.into_iter().chain(HALF_OPEN_MAPS).chain(CACHES);
+        let maps = CONNECTION_MAPS.into_iter().chain(HALF_OPEN_MAPS).chain(CACHES).chain(LANE_MAPS);
+        let maps = maps.chain([LANE_BOOKS]);
         maps.filter_map(move |map| Some((map, self.entries(map)?)))
     }
 }
@@ -153,7 +172,7 @@ mod tests {
     use super::*;
 
     fn sizes(max_connections: u32, cpus: u32) -> Sizes {
-        Sizes { max_connections, features: Features::ALL, cpus, memory: 64 << 30 }
+        Sizes { max_connections, features: Features::ALL, cpus, memory: 64 << 30, adopted_lanes: None }
     }
 
     #[test]
@@ -175,8 +194,23 @@ mod tests {
         assert_eq!(sizes(1 << 20, 2).cache_entries(Family::V6), 1 << 21);
         assert_eq!(
             (sizes(1024, 256).lanes(Family::V4), sizes(1 << 20, 2).lanes(Family::V4)),
-            (1 << 12, 1 << 15)
+            (1 << 12, 1 << 14)
         );
+    }
+
+    #[test]
+    fn lanes_that_are_there_already_stay() {
+        let lanes = |entries| {
+            let sizes = sizes(1 << 20, 2).with_lanes(entries);
+            sizes.map(|sizes| (sizes.entries("lanes_v4"), sizes.lanes(Family::V6)))
+        };
+        assert_eq!(lanes([1 << 13, 1 << 14]), Some((Some(1 << 13), 1 << 13)));
+        assert_eq!(
+            (lanes([3 << 13, 1 << 14]), lanes([1 << 16, 1 << 14]), lanes([0, 1 << 14])),
+            (None, None, None)
+        );
+        let v4_only = Sizes { features: Features::IPV4, ..sizes(1 << 20, 2) };
+        assert_eq!(v4_only.lanes(Family::V6), sizes(1 << 20, 2).lanes(Family::V6));
     }
 
     #[test]

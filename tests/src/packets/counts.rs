@@ -16,14 +16,14 @@ pub struct Counts(BTreeMap<String, u64>);
 impl Counts {
     /// Reads the counters of all listeners and backends that have a name.
     pub(super) fn read(maps: &Maps, names: &Names) -> Result<Self> {
-        let mut counts = Self::default();
+        let (mut counts, tally) = (Self::default(), maps.tally());
         counts.add_drops("", &maps.drops(None)?);
         for (name, &id) in &names.listeners {
-            counts.add_traffic(&format!("listener {name}"), &maps.listener_counters(id)?);
+            counts.add_traffic(&format!("listener {name}"), &tally.listener(id)?);
             counts.add_drops(name, &maps.drops(Some(id))?);
         }
         for ((set, name), &id) in &names.backends {
-            counts.add_traffic(&format!("backend {set}/{name}"), &maps.backend_counters(id)?);
+            counts.add_traffic(&format!("backend {set}/{name}"), &tally.backend(id)?);
         }
         Ok(counts)
     }

@@ -89,6 +89,7 @@ impl Controller {
             census: &self.flows.census(),
             host_ports: &self.host_ports,
             maps: &self.dataplane.maps,
+            tally: &self.dataplane.maps.tally(),
         })
     }
 

@@ -54,7 +54,7 @@ impl Balancer {
 
     /// What a listener has counted.
     pub(crate) fn counters(&self, family: Family, service: Service) -> Result<Counters> {
-        self.dataplane.maps.listener_counters(listener_id(family, service))
+        self.dataplane.maps.tally().listener(listener_id(family, service))
     }
 
     /// What a listener has dropped or noted, and why.

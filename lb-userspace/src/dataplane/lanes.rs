@@ -1,0 +1,123 @@
+//! What the program has counted in lanes (see `lb_common::lane`): it belongs to the counters of listeners and backends.
+
+use std::collections::HashMap;
+use std::sync::atomic::{Ordering, fence};
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use lb_common::cache::Pair;
+use lb_common::lane::{MARK_WORDS, book_of};
+use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook, Traffic};
+
+use super::sys::Mapped;
+
+/// The lanes of all CPUs.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    v4: Mapped<Lane<<Addr4 as Address>::Pair>>,
+    v6: Mapped<Lane<<Addr6 as Address>::Pair>>,
+    books: Mapped<u64>,
+    cpus: u32,
+}
+
+/// What is in lanes at one moment.
+#[derive(Debug, Default)]
+pub(super) struct InLanes {
+    /// Lanes that have become others until then, and not all of them if it is odd.
+    changes: u64,
+    /// By listener id.
+    pub(super) listeners: HashMap<u32, Counters>,
+    /// By backend id.
+    pub(super) backends: HashMap<u32, Counters>,
+}
+
+impl Lanes {
+    pub(super) fn of(ebpf: &Ebpf) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
+        let cpus = u32::try_from(cpus).context("cannot count the CPUs")?;
+        Ok(Self {
+            v4: mapped(ebpf, "lanes_v4", 1)?,
+            v6: mapped(ebpf, "lanes_v6", 1)?,
+            books: mapped(ebpf, "lane_books", LaneBook::WORDS)?,
+            cpus,
+        })
+    }
+
+    /// Adds up what is in lanes.
+    pub(super) fn read(&self) -> InLanes {
+        let mut found = InLanes { changes: self.changes(), ..InLanes::default() };
+        fence(Ordering::SeqCst);
+        for cpu in 0..self.cpus {
+            self.add_marked(&self.v4, cpu, 0, &mut found);
+            self.add_marked(&self.v6, cpu, 1, &mut found);
+        }
+        found
+    }
+
+    /// Whether nothing has gone from lanes to the maps of counters since, nor while it was added up.
+    pub(super) fn are_still(&self, found: &InLanes) -> bool {
+        fence(Ordering::SeqCst);
+        found.changes.is_multiple_of(2) && found.changes == self.changes()
+    }
+
+    /// Of all books. An odd number stays odd in the sum only if it is one of an odd number of them: so each is doubled, and
+    /// a lane under way anywhere makes the sum odd.
+    fn changes(&self) -> u64 {
+        let books = (0..2 * self.cpus).map(|book| self.word(book, LaneBook::CHANGES));
+        let (sum, under_way) =
+            books.fold((0_u64, 0), |(sum, odd), changes| (sum + changes, odd | changes % 2));
+        2 * sum + under_way
+    }
+
+    fn add_marked<P: Pair + 'static>(
+        &self,
+        lanes: &Mapped<Lane<P>>,
+        cpu: u32,
+        family: u32,
+        found: &mut InLanes,
+    ) {
+        let first = cpu * (lanes.count() / self.cpus);
+        let book = book_of(cpu, family);
+        for word in 0..MARK_WORDS as u32 {
+            let mut marks = self.word(book, LaneBook::MARKS + word);
+            while marks != 0 {
+                let number = 64 * word + marks.trailing_zeros();
+                marks &= marks - 1;
+                if let Some(lane) = lanes.read(first + number) {
+                    found.add(&lane);
+                }
+            }
+        }
+    }
+
+    fn word(&self, book: u32, word: u32) -> u64 {
+        self.books.read(book * LaneBook::WORDS + word).unwrap_or_default()
+    }
+}
+
+impl InLanes {
+    fn add<P: Pair>(&mut self, lane: &Lane<P>) {
+        let Lane { course, traffic, .. } = lane;
+        if traffic.packets == 0 {
+            return;
+        }
+        for counters in [
+            self.listeners.entry(course.listener.into()).or_default(),
+            self.backends.entry(course.backend.into()).or_default(),
+        ] {
+            let Counters { to_backend, to_client, .. } = counters;
+            add(if course.is_to_backend() { to_backend } else { to_client }, traffic);
+        }
+    }
+}
+
+pub(super) const fn add(total: &mut Traffic, more: &Traffic) {
+    total.packets += more.packets;
+    total.bytes += more.bytes;
+}
+
+fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &str, of_each: u32) -> Result<Mapped<T>> {
+    let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map `{name}`"))?;
+    let aya::maps::Map::Array(map) = map else { anyhow::bail!("the map `{name}` is not an array") };
+    Mapped::new(map, of_each).with_context(|| format!("cannot read the map `{name}`"))
+}
