@@ -124,11 +124,28 @@ fn others(family: Family) -> Result<()> {
     while begin.elapsed() < time {
         talk(&mut lab, &second)?;
     }
+    let before = packets(&lab)?;
     let third = connections(&mut lab, family, 210..400)?;
     for connections in [&third, &first, &second, &third] {
         talk(&mut lab, connections)?;
     }
+    // Lanes that have become others have counted, too.
+    let opening = 3 * u64::try_from(third.len())?;
+    let sent = opening
+        + [&third, &first, &second, &third].map(|connections| sent_by(connections)).iter().sum::<u64>();
+    let found = packets(&lab)?.map(|after| after - before[0]);
+    ensure!(found == [sent; 2], "expected {sent} packets at the listener and the backend, found {found:?}");
     Ok(())
+}
+
+/// Packets that have been counted: for the listener, for the backend.
+fn packets(lab: &Lab) -> Result<[u64; 2]> {
+    let counts = lab.bench.counts()?;
+    Ok(["listener", "backend"].map(|who| counts.sum(who, "packets")))
+}
+
+fn sent_by(connections: &[Connection]) -> u64 {
+    connections.iter().map(|_| 2 * u64::from(TIMES)).sum()
 }
 
 /// A port that stays beside one that does not, at the same backend.

@@ -140,6 +140,9 @@ impl Maps {
         ids: &[u32],
         whole: impl Fn(&Tally<'_>, u32) -> Result<Counters>,
     ) -> Result<Vec<Counters>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
         let tally = self.tally();
         ids.iter().map(|&id| whole(&tally, id)).collect()
     }
