@@ -165,15 +165,18 @@ pub const fn wire_ports(source: u16, destination: u16) -> u32 {
 /// Ports, as they are in a packet, as one word.
 #[inline(always)]
 pub const fn join_ports(source: u16, destination: u16) -> u32 {
-    let ([a, b], [c, d]) = (source.to_ne_bytes(), destination.to_ne_bytes());
-    u32::from_ne_bytes([a, b, c, d])
+    if cfg!(target_endian = "little") {
+        source as u32 | (destination as u32) << 16
+    } else {
+        (source as u32) << 16 | destination as u32
+    }
 }
 
 /// The inverse of [`join_ports`].
 #[inline(always)]
 pub const fn split_ports(ports: u32) -> (u16, u16) {
-    let [a, b, c, d] = ports.to_ne_bytes();
-    (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
+    let [low, high] = [ports as u16, (ports >> 16) as u16];
+    if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
 }
 
 #[inline(always)]
@@ -196,8 +199,8 @@ pub(crate) const fn round(state: u64, word: u64) -> u64 {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(32))]
 pub struct CachedFlow<P: Pair> {
-    /// Low half: both ports of the packets, as they are in them; 0: no flow. High half, the guard: who sends the packets on the link, the
-    /// generation, and the rest of the tuple's hash; all must be as they were.
+    /// Low half: both ports of the packets, as they are in them. High half, the guard, never zero: who sends the packets on the link,
+    /// the generation, and the rest of the tuple's hash; all must be as they were. 0: no flow.
     pub key: u64,
     /// The client's address.
     pub client: P::Half,
@@ -212,7 +215,7 @@ pub struct CachedFlow<P: Pair> {
 }
 
 impl<P: Pair> CachedFlow<P> {
-    /// Both ports of the packets, as they are in them; 0: no flow.
+    /// Both ports of the packets, as they are in them.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
         self.key as u32

@@ -47,18 +47,18 @@ pub struct Course<P: Pair> {
     pub listener: u16,
     /// What the addresses here and the other side's port add to the checksum of TCP or UDP (RFC 1624); 0 where copies keep all of it.
     pub difference: u16,
-    /// MTU of the link that the packets leave by, in bytes from the IP header on; 0 when unknown.
+    /// MTU of the link that the packets leave by, in bytes from the IP header on; the largest number when unknown.
     pub mtu: u16,
+    /// Ticks for which copies of its flows hold: [`crate::Flow::lag_s`].
+    pub lag: u16,
     /// IP protocol number; 0: nobody's lane.
     pub protocol: u8,
     /// As in [`crate::Flow`].
     pub direction: u8,
-    /// Seconds for which copies of its flows hold: [`crate::Flow::lag_s`].
-    pub lag_s: u8,
     /// 1: `snat` stands for the client at the backend; 0: the client's own address does.
     pub hides_client: u8,
     /// Padding, always zero.
-    pub _pad: [u8; 2],
+    pub _pad: u8,
 }
 
 impl<P: Pair> Course<P> {
@@ -67,7 +67,7 @@ impl<P: Pair> Course<P> {
     pub fn hash(&self) -> u32 {
         let [_, a, b, c] = self.next_hop.words().map(u64::from);
         let ids = u64::from(self.backend) << 32 | u64::from(self.listener) << 16 | u64::from(self.port);
-        let rest = u64::from(self.lag_s) << 16 | u64::from(self.protocol) << 8 | u64::from(self.direction);
+        let rest = u64::from(self.lag) << 16 | u64::from(self.protocol) << 8 | u64::from(self.direction);
         // A round for each word, since what differs in one must not make up for what differs in another.
         let addresses = P::of(self.arrives, self.leaves).hash();
         let state = round(round(round(round(addresses, ids), a << 32 | b), c), rest);
@@ -158,7 +158,7 @@ mod tests {
             backend,
             mtu: 1500,
             protocol: PROTO_TCP,
-            lag_s: 4,
+            lag: 1000,
             ..Course::default()
         }
     }

@@ -17,12 +17,13 @@ use crate::atomic;
 use crate::clock::now;
 use crate::express::Express;
 use crate::family::{Family, Half, Pair};
-use crate::flow::{Known, is_within};
+use crate::flow::Known;
 use crate::frame::Frame;
 use crate::lane::Lanes;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::word;
 
 /// Entries that a CPU begins with, if it has as many: 128 KiB of IPv4.
 const FIRST_ENTRIES: u32 = 1 << 12;
@@ -51,21 +52,22 @@ pub(crate) struct Copied<F: Family> {
 /// The flow of a packet, if it is one of the last moment.
 #[inline(always)]
 pub(crate) fn find<F: Family>(frame: &Frame, packet: &Express<Pair<F>>) -> Option<Copied<F>> {
-    let caching = F::cache_use(this_cpu());
-    let ports = packet.tuple.ports();
-    // Without ports it would be taken for one of an entry without a flow.
-    if caching.mask == 0 || ports == 0 {
+    // Both helpers at once: around each call the compiler puts aside what it knows of the packet.
+    let (cpu, now) = (this_cpu(), now());
+    let caching = F::cache_use(cpu);
+    if caching.mask == 0 {
         return None;
     }
     let hash = packet.tuple.hash();
-    let own =
-        look::<F>(index(hash, caching), CachedFlow::<Pair<F>>::key_of(ports, guard(frame, hash, caching)?))?;
+    let key = CachedFlow::<Pair<F>>::key_of(packet.tuple.ports(), guard(frame, hash, caching)?);
+    // Here, lest all that it is made of is kept until it is needed.
+    let own = look::<F>(index(hash, caching), word::settled(key))?;
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
     if course.protocol != packet.tuple.protocol()
+        || now.wrapping_sub(own.since) >= u32::from(course.lag)
+        || packet.length > course.mtu
         || !is_between(own, course, packet.tuple.addresses)
-        || !is_fresh(own, course)
-        || !is_within(packet.length, course.mtu)
     {
         return None;
     }
@@ -121,9 +123,6 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     }
     resize::<F>(cpu, caching);
     let tuple = Tuple::of(&packet.key);
-    if tuple.ports() == 0 {
-        return None;
-    }
     let hash = tuple.hash();
     let lanes = Lanes { cpu, first: caching.first_lane };
     Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, lanes, caching })
@@ -154,7 +153,7 @@ fn room<F: Family>(index: u32, ports: u32, client: Half<F>) -> Option<&'static m
         if entry.ports() == ports && entry.client == client {
             return Some(entry);
         }
-        if free.is_none() && (entry.ports() == 0 || !is_young(entry)) {
+        if free.is_none() && (entry.key == 0 || !is_young(entry)) {
             free = Some(index ^ way);
         }
     }
@@ -219,12 +218,12 @@ fn common<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Comm
         backend: flow.backend as u16,
         listener: flow.listener as u16,
         difference: 0,
-        mtu: *mtu,
+        mtu: if *mtu == 0 { u16::MAX } else { *mtu },
         protocol: tuple.protocol(),
         direction: flow.direction,
-        lag_s: flow.lag_s(),
+        lag: (TICKS_PER_SECOND.load() * u32::from(flow.lag_s())) as u16,
         hides_client: hides_client.into(),
-        _pad: [0; 2],
+        _pad: 0,
     };
     Common { course: Course { difference: F::course_difference(&course, old.1, new.1), ..course }, client }
 }
@@ -305,11 +304,6 @@ pub(crate) const fn shows_news<A>(packet: &Packet<A>) -> bool {
     packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0
 }
 
-#[inline(always)]
-fn is_fresh<P: cache::Pair>(entry: &CachedFlow<P>, course: &Course<P>) -> bool {
-    now().wrapping_sub(entry.since) < TICKS_PER_SECOND.load() * u32::from(course.lag_s)
-}
-
 /// Whether no other flow may take its place yet.
 #[inline(always)]
 fn is_young<P: cache::Pair>(entry: &CachedFlow<P>) -> bool {
@@ -334,8 +328,9 @@ const fn index(hash: u64, caching: &CacheUse) -> u32 {
 fn guard(frame: &Frame, hash: u64, caching: &CacheUse) -> Option<u32> {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
-    let sender = (a | b << 32).wrapping_mul(FACTOR) ^ c ^ u64::from(frame.ingress()) << 32;
+    let sender = (a | b << 32).wrapping_add(c | u64::from(frame.ingress()) << 32);
     // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
     let generation = unsafe { GENERATION.at(generation_of(hash as u32)).read_volatile() } as u32;
-    Some(((sender.wrapping_mul(FACTOR) ^ hash) >> 32) as u32 ^ generation ^ caching.mask << 11)
+    let mixed = ((sender.wrapping_mul(FACTOR) ^ hash) >> 32) as u32;
+    Some((mixed ^ generation << 1 ^ caching.mask << 11) | 1)
 }

@@ -2,6 +2,21 @@
 //! halves; the machines that eBPF is compiled for do it at once, and the verifier allows it for packets (where the
 //! kernel has CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS, as on x86-64 and arm64).
 
+/// The word itself, computed before the program goes on: across a call the compiler would rather keep what it is computed from.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) fn settled(mut word: u64) -> u64 {
+    // SAFETY: the instruction copies a register to itself. Without any, the kernel would refuse what BTF says of its line.
+    unsafe { core::arch::asm!("{word} = {word}", word = inout(reg) word, options(nomem, nostack)) };
+    word
+}
+
+/// The same for unit tests and lints on the host.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) const fn settled(word: u64) -> u64 {
+    word
+}
+
 /// Reads the word `OFFSET` bytes behind the beginning of a header.
 ///
 /// # Safety
@@ -21,6 +36,8 @@ pub(crate) unsafe fn load<const OFFSET: i32, T>(header: *const T) -> u32 {
             options(pure, readonly, nostack),
         );
     }
+    // SAFETY: the instruction fills the upper half with zeros.
+    unsafe { core::hint::assert_unchecked(word <= u32::MAX as u64) };
     word as u32
 }
 
