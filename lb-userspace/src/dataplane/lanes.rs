@@ -60,13 +60,8 @@ impl Lanes {
         found.changes.is_multiple_of(2) && found.changes == self.changes()
     }
 
-    /// Of all books. An odd number stays odd in the sum only if it is one of an odd number of them: so each is doubled, and
-    /// a lane under way anywhere makes the sum odd.
     fn changes(&self) -> u64 {
-        let books = (0..2 * self.cpus).map(|book| self.word(book, LaneBook::CHANGES));
-        let (sum, under_way) =
-            books.fold((0_u64, 0), |(sum, odd), changes| (sum + changes, odd | changes % 2));
-        2 * sum + under_way
+        changes_of((0..2 * self.cpus).map(|book| self.word(book, LaneBook::CHANGES)))
     }
 
     fn add_marked<P: Pair + 'static>(
@@ -111,6 +106,12 @@ impl InLanes {
     }
 }
 
+/// The changes in all books together: another number after each, and odd while one is made in any of them.
+fn changes_of(books: impl Iterator<Item = u64>) -> u64 {
+    let (sum, under_way) = books.fold((0_u64, 0), |(sum, odd), changes| (sum + changes, odd | changes % 2));
+    2 * sum + under_way
+}
+
 pub(super) const fn add(total: &mut Traffic, more: &Traffic) {
     total.packets += more.packets;
     total.bytes += more.bytes;
@@ -120,4 +121,39 @@ fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &str, of_each: u32) -> Result<Mapped<T
     let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map `{name}`"))?;
     let aya::maps::Map::Array(map) = map else { anyhow::bail!("the map `{name}` is not an array") };
     Mapped::new(map, of_each).with_context(|| format!("cannot read the map `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::{Course, Flow};
+
+    #[test]
+    fn a_change_under_way_shows_whatever_else_is() {
+        let changes = |books: &[u64]| changes_of(books.iter().copied());
+        assert_eq!((changes(&[]), changes(&[2, 4])), (0, 12));
+        assert!([[1, 0], [1, 1], [2, 3]].iter().all(|books| changes(books) % 2 == 1));
+        assert_ne!(changes(&[2, 2]), changes(&[2, 4]));
+    }
+
+    #[test]
+    fn lanes_of_one_listener_and_several_backends_add_up() {
+        let mut found = InLanes::default();
+        for (backend, direction, packets) in [
+            (1, Flow::<Addr4>::TO_BACKEND, 3),
+            (2, Flow::<Addr4>::TO_BACKEND, 4),
+            (2, Flow::<Addr4>::TO_CLIENT, 5),
+        ] {
+            let course = Course { listener: 7, backend, direction, ..Course::default() };
+            found.add(&Lane::<[u64; 1]> {
+                course,
+                traffic: Traffic { packets, bytes: 100 * packets },
+                used: 1,
+            });
+        }
+        let packets = |counters: &Counters| (counters.to_backend.packets, counters.to_client.packets);
+        assert_eq!(packets(&found.listeners[&7]), (7, 5));
+        assert_eq!((packets(&found.backends[&1]), packets(&found.backends[&2])), ((3, 0), (4, 5)));
+        assert_eq!(found.backends[&2].to_client.bytes, 500);
+    }
 }

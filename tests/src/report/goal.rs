@@ -66,11 +66,11 @@ macro_rules! goals {
 goals! {
     EstablishedV4Hot: "packet", AtMost(1.2), "lookups, hot", "established IPv4 flow, hot, above the floor";
     EstablishedV6Hot: "packet", AtMost(1.6), "lookups, hot", "established IPv6 flow, hot, above the floor";
-    EstablishedV4Of64k: "packet", AtMost(200.0), "ns", "established IPv4 flow of 65,536 in random order";
+    EstablishedV4Of64k: "packet", AtMost(200.0), "ns", "established IPv4 flow of 65,536 in random order, above the floor";
     EstablishedV4Of1M: "packet", AtMost(1.0), "lookups, cold", "established IPv4 flow of 1,048,576 in random order, above the floor";
     EstablishedV6Of1M: "packet", AtMost(1.1), "lookups, cold", "established IPv6 flow of 1,048,576 in random order, above the floor";
     NewFlow: "packet", AtMost(2.5), "lookups, cold", "new flow, SNAT port and both directions recorded, above the floor";
-    NotOurs: "packet", AtMost(40.0), "ns", "not ours, to the kernel";
+    NotOurs: "packet", AtMost(40.0), "ns", "not ours, to the kernel, above the floor";
     TwoCpus: "packet", AtMost(1.15), "times the cost of one", "two CPUs inside at once, on the same flows";
     UdpOneFlowAgainstMasquerade: "e2e", AtLeast(5.0), "times nftables with masquerade", "UDP on one core, one flow";
     UdpOneFlowAgainstRouting: "e2e", AtLeast(2.5), "times kernel routing", "UDP on one core, one flow";

@@ -151,12 +151,13 @@ impl Part for Report {
 
     fn reached(&self) -> Reached {
         let units = |row: &Row| row.units;
-        let not_ours = self.largest(|row| (row.case.subject == Subject::NotOurs).then_some(row.cost));
+        let not_ours =
+            self.largest(|row| (row.case.subject == Subject::NotOurs).then_some(row.above_floor)?);
         let new = self.largest(|row| matches!(row.case.subject, Subject::New(_)).then_some(row.units)?);
         let found = [
             (Goal::EstablishedV4Hot, self.established(Family::V4, 1, units)),
             (Goal::EstablishedV6Hot, self.established(Family::V6, 1, units)),
-            (Goal::EstablishedV4Of64k, self.established(Family::V4, SOME, |row| Some(row.cost))),
+            (Goal::EstablishedV4Of64k, self.established(Family::V4, SOME, |row| row.above_floor)),
             (Goal::EstablishedV4Of1M, self.established(Family::V4, MANY, units)),
             (Goal::EstablishedV6Of1M, self.established(Family::V6, MANY, units)),
             (Goal::NewFlow, new),
