@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::netns::traffic::{self, Session};
-use lb_tests::netns::{Config, Family, Host, Lab, Lb, Service, Topology};
+use lb_tests::netns::{Config, Family, Host, Lab, Lb, Service, Status, Topology, wait};
+
+use serde_json::Value;
 
 const REQUESTS: usize = 200;
 
@@ -24,19 +26,42 @@ fn a_connection_survives_kill_9_and_the_adoption(topology: Topology, family: Fam
     let config = Config::new(&lab, family).to_string();
     let mut lb = Lb::start_with_rotation(&lab.balancer, &config, 3)?;
     let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    session.echo(b"before")?;
+    session.echo(&[6; 1 << 20])?;
 
     for _ in 0..3 {
+        let before = counted(&lb)?;
         lb.kill9()?;
         session.echo(b"without a controller")?;
         traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
 
         lb = Lb::start(&lab.balancer, &config)?;
+        let after = counted(&lb)?;
+        // A request is five packets of the client and three of the server at least.
+        let least = before + 8 * REQUESTS as u64;
+        ensure!(
+            after >= least,
+            "expected {least} packets to be counted, {before} of them before, found {after}"
+        );
         session.echo(b"after the adoption")?;
         traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
         traffic::echo_udp(&lab.client, family.vip_port(7), 1 << 16)?;
     }
     session.echo(&[7; 1 << 20])
+}
+
+/// Packets counted so far: as many for listeners as for backends.
+fn counted(lb: &Lb) -> Result<u64> {
+    let sum = |entries: &Value| {
+        let entries = entries.as_array().into_iter().flatten();
+        entries.filter_map(|entry| entry["packets"].as_u64()).sum::<u64>()
+    };
+    wait::until("as many packets of listeners as of backends", traffic::PATIENCE, || {
+        let Status(status) = lb.status()?;
+        let of_sets = status["backend_sets"].as_array().into_iter().flatten();
+        let of_backends: u64 = of_sets.map(|set| sum(&set["backends"])).sum();
+        let of_listeners = sum(&status["listeners"]);
+        Ok((of_listeners == of_backends).then_some(of_listeners))
+    })
 }
 
 #[test]
