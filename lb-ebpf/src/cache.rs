@@ -15,7 +15,6 @@ use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATION
 
 use crate::atomic;
 use crate::clock::now;
-use crate::express::Express;
 use crate::family::{Family, Half, Pair};
 use crate::flow::Known;
 use crate::frame::Frame;
@@ -51,23 +50,23 @@ pub(crate) struct Copied<F: Family> {
 
 /// The flow of a packet, if it is one of the last moment.
 #[inline(always)]
-pub(crate) fn find<F: Family>(frame: &Frame, packet: &Express<Pair<F>>) -> Option<Copied<F>> {
+pub(crate) fn find<F: Family>(tuple: &Tuple<Pair<F>>, length: u16, sender: u64) -> Option<Copied<F>> {
     // Both helpers at once: around each call the compiler puts aside what it knows of the packet.
     let (cpu, now) = (this_cpu(), now());
     let caching = F::cache_use(cpu);
     if caching.mask == 0 {
         return None;
     }
-    let hash = packet.tuple.hash();
-    let key = CachedFlow::<Pair<F>>::key_of(packet.tuple.ports(), guard(frame, hash, caching)?);
+    let hash = tuple.hash();
+    let key = CachedFlow::<Pair<F>>::key_of(tuple.ports(), guard(sender, hash, caching));
     // Here, lest all that it is made of is kept until it is needed.
     let own = look::<F>(index(hash, caching), word::settled(key))?;
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
-    if course.protocol != packet.tuple.protocol()
+    if course.protocol != tuple.protocol()
         || now.wrapping_sub(own.since) >= u32::from(course.lag)
-        || packet.length > course.mtu
-        || !is_between(own, course, packet.tuple.addresses)
+        || length > course.mtu
+        || !is_between(own, course, tuple.addresses)
     {
         return None;
     }
@@ -125,7 +124,8 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     let tuple = Tuple::of(&packet.key);
     let hash = tuple.hash();
     let lanes = Lanes { cpu, first: caching.first_lane };
-    Some(Place { tuple, index: index(hash, caching), guard: guard(frame, hash, caching)?, lanes, caching })
+    let guard = guard(sender(frame.at(0)?, frame.ingress()), hash, caching);
+    Some(Place { tuple, index: index(hash, caching), guard, lanes, caching })
 }
 
 impl<F: Family> Place<F> {
@@ -322,15 +322,19 @@ const fn index(hash: u64, caching: &CacheUse) -> u32 {
     caching.first + (hash as u32 & caching.mask)
 }
 
-/// What the sender of a frame on its link, the generation, the size of the cache and the rest of a tuple's hash make of each other: of one
+/// Who sent a frame on its link, and to whom.
+#[inline(always)]
+pub(crate) fn sender(ethernet: &Ethernet, ingress: u32) -> u64 {
+    let [a, b, c] = ethernet.addresses().map(u64::from);
+    (a | b << 32).wrapping_add(c | u64::from(ingress) << 32)
+}
+
+/// What the sender, the generation, the size of the cache and the rest of a tuple's hash make of each other: of one
 /// sender and tuple, no two generations make the same, and what was kept where it is not looked for any more does not come back.
 #[inline(always)]
-fn guard(frame: &Frame, hash: u64, caching: &CacheUse) -> Option<u32> {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let [a, b, c] = frame.at::<Ethernet>(0)?.addresses().map(u64::from);
-    let sender = (a | b << 32).wrapping_add(c | u64::from(frame.ingress()) << 32);
+fn guard(sender: u64, hash: u64, caching: &CacheUse) -> u32 {
     // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
     let generation = unsafe { GENERATION.at(generation_of(hash as u32)).read_volatile() } as u32;
-    let mixed = ((sender.wrapping_mul(FACTOR) ^ hash) >> 32) as u32;
-    Some((mixed ^ generation << 1 ^ caching.mask << 11) | 1)
+    let mixed = ((sender.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash) >> 32) as u32;
+    (mixed ^ generation << 1 ^ caching.mask << 11) | 1
 }

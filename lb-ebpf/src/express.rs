@@ -5,30 +5,40 @@
 use lb_common::cache::{Differences, Pair as _, join_ports, split_ports};
 use lb_common::{CachedFlow, Course, PROTO_TCP, PROTO_UDP, Tuple};
 
-use crate::cache::{Copied, find};
+use crate::cache::{Copied, find, sender};
 use crate::family::{ExpressIp, Family, Pair};
 use crate::frame::{Frame, L3};
-use crate::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
-use crate::{count, forward, translate};
-
-/// A packet as the express way needs it.
-pub(crate) struct Express<P> {
-    /// Its tuple.
-    pub(crate) tuple: Tuple<P>,
-    /// Bytes from the IP header on.
-    pub(crate) length: u16,
-}
+use crate::translate::Transport;
+use crate::wire::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
+use crate::{count, forward};
 
 /// The whole journey; `None` if the packet takes another way.
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Option<u32> {
-    let packet = read::<F>(frame)?;
-    let Copied { own, lane } = find::<F>(frame, &packet)?;
-    count::in_lane(&mut lane.traffic, packet.length);
-    let Translated { addresses, ports, differences } = translated::<F>(&packet.tuple, own, &lane.course);
-    translate::transport(frame, L3 + F::HEADER, packet.tuple.protocol(), ports, differences.l4)?;
-    F::write_express(frame, addresses, differences.ip)?;
-    forward::forward(frame, &lane.course.next_hop)
+    let headers: &Headers<F::Ip, Udp> = frame.at(0)?;
+    match F::protocol(&headers.ip) {
+        PROTO_TCP => pass::<F, Tcp>(frame),
+        PROTO_UDP => pass::<F, Udp>(frame),
+        _ => None,
+    }
+}
+
+/// The same of one protocol. The length of the frame is looked at once, for all headers.
+#[inline(always)]
+fn pass<F: Family, T: ExpressTransport>(frame: &mut Frame) -> Option<u32> {
+    let (headers, around) = frame.parts::<Headers<F::Ip, T>>()?;
+    let ExpressIp { addresses, length } = F::read_express(&headers.ip)?;
+    let ports = headers.transport.plain_ports(length.checked_sub(F::HEADER as u16)?)?;
+    if !around.holds(L3 + usize::from(length)) {
+        return None;
+    }
+    let tuple = Tuple::new(addresses, ports, T::PROTOCOL);
+    let Copied { own, lane } = find::<F>(&tuple, length, sender(&headers.ethernet, around.ingress()))?;
+    count::in_lane(&mut lane.traffic, length);
+    let Translated { addresses, ports, differences } = translated::<F>(&tuple, own, &lane.course);
+    headers.transport.rewrite(ports, differences.l4);
+    F::write_express(&mut headers.ip, addresses, differences.ip);
+    Some(forward::send(&mut headers.ethernet, around.ingress(), &lane.course.next_hop))
 }
 
 /// What a packet gets.
@@ -62,33 +72,26 @@ fn translated<F: Family>(
     }
 }
 
-/// Reads a packet that is plain and sound, and of TCP tells no more than that its connection goes on.
-#[inline(always)]
-fn read<F: Family>(frame: &Frame) -> Option<Express<Pair<F>>> {
-    let ExpressIp { addresses, protocol, length } = F::read_express(frame)?;
-    let payload = length.checked_sub(F::HEADER as u16)?;
-    let ports = match protocol {
-        PROTO_TCP => read_tcp(frame, L3 + F::HEADER, payload)?,
-        PROTO_UDP => read_udp(frame, L3 + F::HEADER, payload)?,
-        _ => return None,
-    };
-    if !frame.holds(L3 + usize::from(length)) {
-        return None;
+/// TCP or UDP as the express way reads it.
+trait ExpressTransport: Transport {
+    /// Its ports, as they are in the packet, if it is sound and of TCP tells no more than that its connection goes on. `payload` is what
+    /// the packet has behind the IP header, in bytes.
+    fn plain_ports(&self, payload: u16) -> Option<u32>;
+}
+
+impl ExpressTransport for Tcp {
+    #[inline(always)]
+    fn plain_ports(&self, payload: u16) -> Option<u32> {
+        let header = u16::from(self.data_offset >> 2 & 0x3c);
+        let goes_on = self.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) == TCP_ACK;
+        (goes_on && header >= size_of::<Self>() as u16 && header <= payload).then(|| self.ports())
     }
-    Some(Express { tuple: Tuple::new(addresses, ports, protocol), length })
 }
 
-#[inline(always)]
-fn read_tcp(frame: &Frame, l4: usize, payload: u16) -> Option<u32> {
-    let tcp: &Tcp = frame.at(l4)?;
-    let header = u16::from(tcp.data_offset >> 2 & 0x3c);
-    let goes_on = tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) == TCP_ACK;
-    (goes_on && header >= size_of::<Tcp>() as u16 && header <= payload).then(|| tcp.ports())
-}
-
-#[inline(always)]
-fn read_udp(frame: &Frame, l4: usize, payload: u16) -> Option<u32> {
-    let udp: &Udp = frame.at(l4)?;
-    let length = u16::from_be(udp.length);
-    (length >= size_of::<Udp>() as u16 && length <= payload).then(|| udp.ports())
+impl ExpressTransport for Udp {
+    #[inline(always)]
+    fn plain_ports(&self, payload: u16) -> Option<u32> {
+        let length = u16::from_be(self.length);
+        (length >= size_of::<Self>() as u16 && length <= payload).then(|| self.ports())
+    }
 }

@@ -11,6 +11,7 @@ use crate::checksum::Sum;
 use crate::frame::Frame;
 use crate::maps::{Connections, Opening, Scratch};
 use crate::parse::Fragment;
+use crate::wire::Wire;
 
 pub(crate) use v4::V4;
 pub(crate) use v6::V6;
@@ -43,7 +44,6 @@ pub(crate) struct IpFields<A> {
 pub(crate) struct ExpressIp<P> {
     /// Source and destination.
     pub(crate) addresses: P,
-    pub(crate) protocol: u8,
     /// Bytes of the packet from the IP header on.
     pub(crate) length: u16,
 }
@@ -52,6 +52,9 @@ pub(crate) struct ExpressIp<P> {
 pub(crate) trait Family {
     /// Its addresses.
     type Addr: Address + 'static;
+
+    /// Its header, without options or extension headers.
+    type Ip: Wire;
 
     /// Bytes of the IP header without options or extension headers.
     const HEADER: usize;
@@ -89,11 +92,14 @@ pub(crate) trait Family {
     /// Reads a header without options, extension headers or fragmentation; `None` if it is anything else.
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Self::Addr>>;
 
+    /// The protocol behind a header without extension headers.
+    fn protocol(ip: &Self::Ip) -> u8;
+
     /// Reads the header of nearly every packet; `None` if it is anything else.
-    fn read_express(frame: &Frame) -> Option<ExpressIp<Pair<Self>>>;
+    fn read_express(ip: &Self::Ip) -> Option<ExpressIp<Pair<Self>>>;
 
     /// Writes the addresses of such a header and decrements TTL; `difference` is what both make to its checksum.
-    fn write_express(frame: &mut Frame, addresses: Pair<Self>, difference: u16) -> Option<()>;
+    fn write_express(ip: &mut Self::Ip, addresses: Pair<Self>, difference: u16);
 
     /// Reads the header at `l3` with what belongs to it; `None` if it is not one of this version, is cut off, or has
     /// extension headers that are not understood.

@@ -7,15 +7,21 @@ use lb_common::NextHop;
 use crate::frame::Frame;
 use crate::wire::Ethernet;
 
-/// Sends the frame to its next hop: back out of the interface it came in through, or through another one.
+/// Sends the frame to its next hop.
 #[inline(always)]
 pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Option<u32> {
-    let ethernet: &mut Ethernet = frame.at_mut(0)?;
+    let (ethernet, around) = frame.parts()?;
+    Some(send(ethernet, around.ingress(), next_hop))
+}
+
+/// Addresses a frame to its next hop: back out of the interface it came in through, or through another one.
+#[inline(always)]
+pub(crate) fn send(ethernet: &mut Ethernet, ingress: u32, next_hop: &NextHop) -> u32 {
     let [_, addresses @ ..] = next_hop.words();
     ethernet.set_addresses(addresses);
-    if next_hop.ifindex == frame.ingress() {
-        return Some(XDP_TX);
+    if next_hop.ifindex == ingress {
+        return XDP_TX;
     }
     // SAFETY: the helper only notes where the frame is to go.
-    Some(unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32)
+    unsafe { bpf_redirect(next_hop.ifindex, 0) as u32 }
 }

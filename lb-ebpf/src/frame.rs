@@ -9,6 +9,31 @@ use lb_common::{InterfaceMac, NextHop};
 use crate::maps::INTERFACES;
 use crate::wire::{ETHER_SERVICE_VLAN, ETHER_VLAN, Ethernet, VlanTag, Wire};
 
+/// What is known of a frame besides its bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Around {
+    ctx: *mut xdp_md,
+}
+
+impl Around {
+    /// Whether the frame holds `length` bytes, counting those beyond the linear part.
+    #[inline(always)]
+    pub(crate) fn holds(self, length: usize) -> bool {
+        // SAFETY: as in `Frame::pointer`.
+        let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
+        // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
+        let linear = data_end - data;
+        length <= linear || Frame::new(self.ctx).length() >= length as u64
+    }
+
+    /// Index of the interface it came in through.
+    #[inline(always)]
+    pub(crate) fn ingress(self) -> u32 {
+        // SAFETY: as in `Frame::pointer`.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+}
+
 /// Offset of the IP header in a frame without VLAN tags.
 pub(crate) const L3: usize = size_of::<Ethernet>();
 
@@ -37,6 +62,13 @@ impl Frame {
     pub(crate) fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as in `at`; the exclusive borrow of `self` makes this the only reference.
         self.pointer(offset).map(|header| unsafe { &mut *header })
+    }
+
+    /// The headers that the frame begins with, to be rewritten, and what there is to know besides.
+    #[inline(always)]
+    pub(crate) fn parts<T: Wire>(&mut self) -> Option<(&mut T, Around)> {
+        let around = Around { ctx: self.ctx };
+        self.at_mut(0).map(|headers| (headers, around))
     }
 
     #[inline(always)]
@@ -106,11 +138,7 @@ impl Frame {
     /// Whether the frame holds `length` bytes, counting those beyond the linear part.
     #[inline(always)]
     pub(crate) fn holds(&self, length: usize) -> bool {
-        // SAFETY: as in `pointer`.
-        let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
-        // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
-        let linear = data_end - data;
-        length <= linear || self.length() >= length as u64
+        Around { ctx: self.ctx }.holds(length)
     }
 
     /// Writes bytes over the first ones. `None` if the frame is shorter.
@@ -125,8 +153,7 @@ impl Frame {
     /// Index of the interface it came in through.
     #[inline(always)]
     pub(crate) fn ingress(&self) -> u32 {
-        // SAFETY: as in `pointer`.
-        unsafe { (*self.ctx).ingress_ifindex }
+        Around { ctx: self.ctx }.ingress()
     }
 
     /// Whether it was sent to this host, not to a group, nor to another host and flooded by a switch.

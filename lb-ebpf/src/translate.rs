@@ -1,13 +1,13 @@
 //! Third step: addresses and ports, and every checksum that covers them.
 
 use lb_common::cache::wire_ports;
-use lb_common::{Flow, PROTO_TCP};
+use lb_common::{Flow, PROTO_TCP, PROTO_UDP};
 
 use crate::checksum;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::parse::Packet;
-use crate::wire::{Tcp, Udp};
+use crate::wire::{Tcp, Udp, Wire};
 
 /// Rewrites the packet as its flow says. The headers were read before, so none of this fails; the verifier
 /// wants to see each bound again after the frame may have changed.
@@ -26,24 +26,43 @@ pub(crate) fn translate<F: Family>(
 
 /// Rewrites ports, given as they are in a packet, and the checksum of TCP or UDP.
 #[inline(always)]
-pub(crate) fn transport(
-    frame: &mut Frame,
-    l4: usize,
-    protocol: u8,
-    ports: u32,
-    difference: u16,
-) -> Option<()> {
+fn transport(frame: &mut Frame, l4: usize, protocol: u8, ports: u32, difference: u16) -> Option<()> {
     if protocol == PROTO_TCP {
-        let tcp: &mut Tcp = frame.at_mut(l4)?;
-        tcp.set_ports(ports);
-        tcp.checksum = checksum::apply(tcp.checksum, difference);
+        frame.at_mut::<Tcp>(l4)?.rewrite(ports, difference);
     } else {
-        let udp: &mut Udp = frame.at_mut(l4)?;
-        udp.set_ports(ports);
-        // Zero means that the sender computed none (RFC 768).
-        if udp.checksum != 0 {
-            udp.checksum = checksum::apply_udp(udp.checksum, difference);
-        }
+        frame.at_mut::<Udp>(l4)?.rewrite(ports, difference);
     }
     Some(())
+}
+
+/// A header with ports.
+pub(crate) trait Transport: Wire {
+    /// IP protocol number.
+    const PROTOCOL: u8;
+
+    /// Writes ports, given as they are in a packet, and what changes by `difference` to the checksum.
+    fn rewrite(&mut self, ports: u32, difference: u16);
+}
+
+impl Transport for Tcp {
+    const PROTOCOL: u8 = PROTO_TCP;
+
+    #[inline(always)]
+    fn rewrite(&mut self, ports: u32, difference: u16) {
+        self.set_ports(ports);
+        self.checksum = checksum::apply(self.checksum, difference);
+    }
+}
+
+impl Transport for Udp {
+    const PROTOCOL: u8 = PROTO_UDP;
+
+    #[inline(always)]
+    fn rewrite(&mut self, ports: u32, difference: u16) {
+        self.set_ports(ports);
+        // Zero means that the sender computed none (RFC 768).
+        if self.checksum != 0 {
+            self.checksum = checksum::apply_udp(self.checksum, difference);
+        }
+    }
 }

@@ -81,6 +81,16 @@ pub(crate) struct Ipv4 {
 }
 
 impl Ipv4 {
+    /// Whether it has no options and the packet is whole.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        const FRAGMENT: [u8; 2] = IPV4_FRAGMENT.to_ne_bytes();
+        const LOOKED_AT: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, FRAGMENT[0], FRAGMENT[1]]);
+        const PLAIN: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+        // SAFETY: all bytes are in the header.
+        unsafe { word::load_double::<0, _>(self) & LOOKED_AT == PLAIN }
+    }
+
     /// Source and destination.
     #[inline(always)]
     pub(crate) fn addresses(&self) -> (Addr4, Addr4) {
@@ -292,6 +302,18 @@ pub(crate) struct Udp {
     pub(crate) length: u16,
     pub(crate) checksum: u16,
 }
+
+/// All headers of a frame without tags, options or extension headers. Asked for at once, they take one look at its length.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Headers<I, T> {
+    pub(crate) ethernet: Ethernet,
+    pub(crate) ip: I,
+    pub(crate) transport: T,
+}
+
+// SAFETY: repr(C) of headers, whose alignment is at most 2 and whose lengths are even: so there is no padding.
+unsafe impl<I: Wire, T: Wire> Wire for Headers<I, T> {}
 
 macro_rules! ports {
     ($($header:ty),+) => {$(

@@ -5,16 +5,17 @@ use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Sett
 
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
-use crate::frame::{Frame, L3};
+use crate::frame::Frame;
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
-use crate::wire::{IPV4_DONT_FRAGMENT, IPV4_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4};
+use crate::wire::{IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4};
 
 /// IPv4 (RFC 791).
 pub(crate) struct V4;
 
 impl Family for V4 {
     type Addr = Addr4;
+    type Ip = Ipv4;
 
     const HEADER: usize = 20;
     const ICMP: u8 = 1;
@@ -32,8 +33,7 @@ impl Family for V4 {
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Addr4>> {
         let ip: &Ipv4 = frame.at(l3)?;
         let (source, destination) = ip.addresses();
-        let plain = ip.version_ihl == 0x45 && ip.fragment & IPV4_FRAGMENT == 0;
-        plain.then(|| IpFields {
+        ip.is_plain().then(|| IpFields {
             source,
             destination,
             protocol: ip.protocol,
@@ -46,21 +46,22 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn read_express(frame: &Frame) -> Option<ExpressIp<[u64; 1]>> {
-        let ip: &Ipv4 = frame.at(L3)?;
-        if ip.version_ihl != 0x45 || ip.fragment & IPV4_FRAGMENT != 0 || ip.ttl <= 1 {
-            return None;
-        }
-        Some(ExpressIp { addresses: ip.pair(), protocol: ip.protocol, length: u16::from_be(ip.total_length) })
+    fn protocol(ip: &Ipv4) -> u8 {
+        ip.protocol
     }
 
     #[inline(always)]
-    fn write_express(frame: &mut Frame, addresses: [u64; 1], difference: u16) -> Option<()> {
-        let ip: &mut Ipv4 = frame.at_mut(L3)?;
+    fn read_express(ip: &Ipv4) -> Option<ExpressIp<[u64; 1]>> {
+        let has_hops = ip.ttl > 1;
+        (ip.is_plain() && has_hops)
+            .then(|| ExpressIp { addresses: ip.pair(), length: u16::from_be(ip.total_length) })
+    }
+
+    #[inline(always)]
+    fn write_express(ip: &mut Ipv4, addresses: [u64; 1], difference: u16) {
         ip.ttl = ip.ttl.wrapping_sub(1);
         ip.checksum = checksum::apply(ip.checksum, difference);
         ip.set_pair(addresses);
-        Some(())
     }
 
     #[inline(always)]

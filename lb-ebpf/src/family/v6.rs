@@ -6,7 +6,7 @@ use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
 use crate::checksum::Sum;
 use crate::checksum::WideSum;
-use crate::frame::{Frame, L3};
+use crate::frame::Frame;
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{
@@ -25,6 +25,7 @@ pub(crate) struct V6;
 
 impl Family for V6 {
     type Addr = Addr6;
+    type Ip = Ipv6;
 
     const HEADER: usize = 40;
     const ICMP: u8 = 58;
@@ -55,21 +56,23 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn read_express(frame: &Frame) -> Option<ExpressIp<[u64; 4]>> {
-        let ip: &Ipv6 = frame.at(L3)?;
+    fn protocol(ip: &Ipv6) -> u8 {
+        ip.next_header
+    }
+
+    #[inline(always)]
+    fn read_express(ip: &Ipv6) -> Option<ExpressIp<[u64; 4]>> {
         if !is_version_6(ip) || ip.hop_limit <= 1 {
             return None;
         }
         let length = u16::from_be(ip.payload_length).checked_add(Self::HEADER as u16)?;
-        Some(ExpressIp { addresses: ip.pair(), protocol: ip.next_header, length })
+        Some(ExpressIp { addresses: ip.pair(), length })
     }
 
     #[inline(always)]
-    fn write_express(frame: &mut Frame, addresses: [u64; 4], _difference: u16) -> Option<()> {
-        let ip: &mut Ipv6 = frame.at_mut(L3)?;
+    fn write_express(ip: &mut Ipv6, addresses: [u64; 4], _difference: u16) {
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         ip.set_pair(addresses);
-        Some(())
     }
 
     #[inline(always)]
