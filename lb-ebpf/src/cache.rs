@@ -48,25 +48,63 @@ pub(crate) struct Copied<F: Family> {
     pub(crate) lane: &'static mut Lane<Pair<F>>,
 }
 
-/// The flow of a packet, if it is one of the last moment.
+/// By what a packet's flow is looked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Sought {
+    hash: u64,
+    /// Its key, but for the generation and the size of the cache.
+    mark: u64,
+}
+
+impl Sought {
+    /// By the tuple of a packet, and the frame's link layer.
+    #[inline(always)]
+    pub(crate) fn new<P: cache::Pair>(tuple: &Tuple<P>, ethernet: &Ethernet, ingress: u32) -> Self {
+        let hash = tuple.hash();
+        let [a, b, c] = ethernet.addresses().map(u64::from);
+        let sender = (a | b << 32).wrapping_add(c | u64::from(ingress) << 32);
+        let guard = sender.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash;
+        // Both at once, lest all that they are made of is put aside around the next call.
+        let mark = word::settled(CachedFlow::<P>::key_of(tuple.ports(), (guard >> 32) as u32));
+        Self { hash: word::settled(hash), mark }
+    }
+
+    /// A CPU's first entry for it. Its entries are a power of two in number and size, and none is another's.
+    #[inline(always)]
+    const fn index(self, caching: &CacheUse) -> u32 {
+        caching.first + (self.hash as u32 & caching.mask)
+    }
+
+    /// The key of its entry: of one sender and tuple, no two generations have the same, and what was kept where it is not
+    /// looked for any more does not come back.
+    #[inline(always)]
+    fn key(self, caching: &CacheUse) -> u64 {
+        // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
+        let generation = unsafe { GENERATION.at(generation_of(self.hash as u32)).read_volatile() };
+        (self.mark ^ generation << 33 ^ u64::from(caching.mask) << 43) | 1 << 32
+    }
+}
+
+/// The flow of a packet, if it is one of the last moment. The addresses are needed only to make sure of it.
 #[inline(always)]
-pub(crate) fn find<F: Family>(tuple: &Tuple<Pair<F>>, length: u16, sender: u64) -> Option<Copied<F>> {
-    // Both helpers at once: around each call the compiler puts aside what it knows of the packet.
+pub(crate) fn find<F: Family>(
+    sought: Sought,
+    protocol: u8,
+    length: u16,
+    addresses: impl FnOnce() -> Pair<F>,
+) -> Option<Copied<F>> {
     let (cpu, now) = (this_cpu(), now());
     let caching = F::cache_use(cpu);
     if caching.mask == 0 {
         return None;
     }
-    let hash = tuple.hash();
-    let key = CachedFlow::<Pair<F>>::key_of(tuple.ports(), guard(sender, hash, caching));
-    // Here, lest all that it is made of is kept until it is needed.
-    let own = look::<F>(index(hash, caching), word::settled(key))?;
+    let own = look::<F>(sought.index(caching), word::settled(sought.key(caching)))?;
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
-    if course.protocol != tuple.protocol()
+    if course.protocol != protocol
         || now.wrapping_sub(own.since) >= u32::from(course.lag)
         || length > course.mtu
-        || !is_between(own, course, tuple.addresses)
+        || !is_between(own, course, addresses())
     {
         return None;
     }
@@ -101,8 +139,8 @@ fn is_between<P: cache::Pair>(own: &CachedFlow<P>, course: &Course<P>, addresses
 pub(crate) struct Place<F: Family> {
     tuple: Tuple<Pair<F>>,
     index: u32,
-    /// Taken before the flow is looked at: what changes while it is copied makes the copy stale.
-    guard: u32,
+    /// Made before the flow is looked at: what changes while it is copied makes the copy stale.
+    key: u64,
     lanes: Lanes,
     caching: &'static mut CacheUse,
 }
@@ -122,24 +160,23 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     }
     resize::<F>(cpu, caching);
     let tuple = Tuple::of(&packet.key);
-    let hash = tuple.hash();
+    let sought = Sought::new(&tuple, frame.at(0)?, frame.ingress());
     let lanes = Lanes { cpu, first: caching.first_lane };
-    let guard = guard(sender(frame.at(0)?, frame.ingress()), hash, caching);
-    Some(Place { tuple, index: index(hash, caching), guard, lanes, caching })
+    Some(Place { tuple, index: sought.index(caching), key: sought.key(caching), lanes, caching })
 }
 
 impl<F: Family> Place<F> {
     /// Notes the flow of a packet, unless others in the same places are still in use.
     #[inline(always)]
     pub(crate) fn remember(self, known: &Known<'_, F::Addr>) {
-        let Self { tuple, index, guard, lanes, caching } = self;
+        let Self { tuple, index, key, lanes, caching } = self;
         let Common { course, client } = common::<F>(&tuple, known);
         let Some(entry) = room::<F>(index, tuple.ports(), client) else {
             caching.crowded += 1;
             return;
         };
         if let Some(lane) = lanes.find::<F>(&course) {
-            write(entry, &copy::<F>(tuple.ports(), guard, client, lane, known.flow));
+            write(entry, &copy::<F>(key, client, lane, known.flow));
         }
     }
 }
@@ -230,23 +267,10 @@ fn common<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Comm
 
 /// What is a flow's own.
 #[inline(always)]
-fn copy<F: Family>(
-    ports: u32,
-    guard: u32,
-    client: Half<F>,
-    lane: u16,
-    flow: &Flow<F::Addr>,
-) -> CachedFlow<Pair<F>> {
+fn copy<F: Family>(key: u64, client: Half<F>, lane: u16, flow: &Flow<F::Addr>) -> CachedFlow<Pair<F>> {
     let is_to_backend = flow.direction == Flow::<F::Addr>::TO_BACKEND;
     let port = if is_to_backend { flow.source_port } else { flow.destination_port };
-    CachedFlow {
-        key: CachedFlow::<Pair<F>>::key_of(ports, guard),
-        client,
-        since: flow.last_seen,
-        port: port.to_be(),
-        lane,
-        differences: F::kept(flow),
-    }
+    CachedFlow { key, client, since: flow.last_seen, port: port.to_be(), lane, differences: F::kept(flow) }
 }
 
 #[inline(always)]
@@ -267,8 +291,9 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     if caching.mask == 0 {
         return;
     }
+    let first = Sought { hash: tuple.hash(), mark: 0 }.index(caching);
     for way in 0..WAYS {
-        let Some(entry) = F::cached(index(tuple.hash(), caching) ^ way) else { return };
+        let Some(entry) = F::cached(first ^ way) else { return };
         if entry.ports() == tuple.ports() {
             entry.key = 0;
         }
@@ -314,27 +339,4 @@ fn is_young<P: cache::Pair>(entry: &CachedFlow<P>) -> bool {
 fn this_cpu() -> u32 {
     // SAFETY: the helper has no arguments and no effects.
     unsafe { bpf_get_smp_processor_id() }
-}
-
-/// A CPU's first entry for a tuple of this hash. Its entries are a power of two in number and size, and none is another's.
-#[inline(always)]
-const fn index(hash: u64, caching: &CacheUse) -> u32 {
-    caching.first + (hash as u32 & caching.mask)
-}
-
-/// Who sent a frame on its link, and to whom.
-#[inline(always)]
-pub(crate) fn sender(ethernet: &Ethernet, ingress: u32) -> u64 {
-    let [a, b, c] = ethernet.addresses().map(u64::from);
-    (a | b << 32).wrapping_add(c | u64::from(ingress) << 32)
-}
-
-/// What the sender, the generation, the size of the cache and the rest of a tuple's hash make of each other: of one
-/// sender and tuple, no two generations make the same, and what was kept where it is not looked for any more does not come back.
-#[inline(always)]
-fn guard(sender: u64, hash: u64, caching: &CacheUse) -> u32 {
-    // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
-    let generation = unsafe { GENERATION.at(generation_of(hash as u32)).read_volatile() } as u32;
-    let mixed = ((sender.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash) >> 32) as u32;
-    (mixed ^ generation << 1 ^ caching.mask << 11) | 1
 }

@@ -108,6 +108,12 @@ impl WideSum {
     }
 }
 
+/// A checksum after its data changed by what a sum has counted.
+#[inline(always)]
+pub(crate) const fn apply_sum(checksum: u16, sum: WideSum) -> u16 {
+    !sum.difference(!checksum).fold()
+}
+
 /// A checksum after its data changed by `difference` (RFC 1624, equation 3).
 #[inline(always)]
 pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
@@ -118,10 +124,18 @@ pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
 /// means that there is none (RFC 768).
 #[inline(always)]
 pub(crate) const fn apply_udp(checksum: u16, difference: u16) -> u16 {
-    match apply(checksum, difference) {
-        0 => 0xffff,
-        checksum => checksum,
-    }
+    never_none(apply(checksum, difference))
+}
+
+/// The same of what a sum has counted.
+#[inline(always)]
+pub(crate) const fn apply_sum_udp(checksum: u16, sum: WideSum) -> u16 {
+    never_none(apply_sum(checksum, sum))
+}
+
+#[inline(always)]
+const fn never_none(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
 }
 
 /// The difference that two changes make together.
@@ -205,6 +219,7 @@ mod tests {
             let sum = WideSum::default().gone(before.0).port(before.1, after.1);
             let sum = WideSum::default().difference(sum.fold()).come(after.0);
             assert_eq!(apply(full(&old), sum.fold()), full(&new));
+            assert_eq!(apply_sum(full(&old), sum), full(&new));
         }
     }
 

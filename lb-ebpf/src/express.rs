@@ -2,10 +2,11 @@
 //! anything being kept in between. It gives up before it has changed or counted anything, and the packet takes the
 //! short way.
 
-use lb_common::cache::{Differences, Pair as _, join_ports, split_ports};
+use lb_common::cache::{Pair as _, join_ports, split_ports};
 use lb_common::{CachedFlow, Course, PROTO_TCP, PROTO_UDP, Tuple};
 
-use crate::cache::{Copied, find, sender};
+use crate::cache::{Copied, Sought, find};
+use crate::checksum::WideSum;
 use crate::family::{ExpressIp, Family, Pair};
 use crate::frame::{Frame, L3};
 use crate::translate::Transport;
@@ -33,11 +34,13 @@ fn pass<F: Family, T: ExpressTransport>(frame: &mut Frame) -> Option<u32> {
         return None;
     }
     let tuple = Tuple::new(addresses, ports, T::PROTOCOL);
-    let Copied { own, lane } = find::<F>(&tuple, length, sender(&headers.ethernet, around.ingress()))?;
+    let sought = Sought::new(&tuple, &headers.ethernet, around.ingress());
+    let Copied { own, lane } = find::<F>(sought, T::PROTOCOL, length, || F::addresses(&headers.ip))?;
     count::in_lane(&mut lane.traffic, length);
-    let Translated { addresses, ports, differences } = translated::<F>(&tuple, own, &lane.course);
-    headers.transport.rewrite(ports, differences.l4);
-    F::write_express(&mut headers.ip, addresses, differences.ip);
+    let Translated { addresses, ports, changes: (difference, sum) } =
+        translated::<F>(ports, own, &lane.course);
+    headers.transport.rewrite(ports, sum);
+    F::write_express(&mut headers.ip, addresses, difference);
     Some(forward::send(&mut headers.ethernet, around.ingress(), &lane.course.next_hop))
 }
 
@@ -45,29 +48,30 @@ fn pass<F: Family, T: ExpressTransport>(frame: &mut Frame) -> Option<u32> {
 struct Translated<P> {
     addresses: P,
     ports: u32,
-    differences: Differences,
+    /// As [`Family::changes`] says.
+    changes: (u16, WideSum),
 }
 
 /// Puts together what a packet gets: one side is the client's, the other that of its course.
 #[inline(always)]
 fn translated<F: Family>(
-    tuple: &Tuple<Pair<F>>,
+    ports: u32,
     own: &CachedFlow<Pair<F>>,
     course: &Course<Pair<F>>,
 ) -> Translated<Pair<F>> {
-    let (source_port, destination_port) = split_ports(tuple.ports());
+    let (source_port, destination_port) = split_ports(ports);
     let port = |arrives| if course.port == 0 { arrives } else { course.port };
     if course.is_to_backend() {
         Translated {
             addresses: Pair::<F>::of(course.at_backend(own.client), course.leaves),
             ports: join_ports(own.port, port(destination_port)),
-            differences: F::differences(own, course, source_port),
+            changes: F::changes(own, course, source_port),
         }
     } else {
         Translated {
             addresses: Pair::<F>::of(course.leaves, own.client),
             ports: join_ports(port(source_port), own.port),
-            differences: F::differences(own, course, destination_port),
+            changes: F::changes(own, course, destination_port),
         }
     }
 }

@@ -4,10 +4,9 @@ mod v4;
 mod v6;
 
 use aya_ebpf::btf_maps::PerCpuArray;
-use lb_common::cache::Differences;
 use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, HALF_OPEN_SLOTS, HalfOpen, Lane, Settings};
 
-use crate::checksum::Sum;
+use crate::checksum::{Sum, WideSum};
 use crate::frame::Frame;
 use crate::maps::{Connections, Opening, Scratch};
 use crate::parse::Fragment;
@@ -92,6 +91,9 @@ pub(crate) trait Family {
     /// Reads a header without options, extension headers or fragmentation; `None` if it is anything else.
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Self::Addr>>;
 
+    /// The addresses in a header.
+    fn addresses(ip: &Self::Ip) -> Pair<Self>;
+
     /// The protocol behind a header without extension headers.
     fn protocol(ip: &Self::Ip) -> u8;
 
@@ -160,8 +162,9 @@ pub(crate) trait Family {
     /// What its course keeps of them, but for [`Course::difference`] complete; the ports are those of the other side, as they are in packets.
     fn course_difference(course: &Course<Pair<Self>>, arrives: u16, leaves: u16) -> u16;
 
-    /// The differences that a copy of a flow makes to a packet that arrives with this port on the client's side.
-    fn differences(own: &CachedFlow<Pair<Self>>, course: &Course<Pair<Self>>, port: u16) -> Differences;
+    /// What a copy of a flow changes in a packet that arrives with this port on the client's side: the difference for the IP header, decrementing
+    /// TTL included, and the sum for TCP or UDP.
+    fn changes(own: &CachedFlow<Pair<Self>>, course: &Course<Pair<Self>>, port: u16) -> (u16, WideSum);
 
     /// A lane in the map of this family, one of this CPU's.
     fn lane(index: u32) -> Option<&'static mut Lane<Pair<Self>>>;

@@ -3,7 +3,7 @@
 use lb_common::cache::wire_ports;
 use lb_common::{Flow, PROTO_TCP, PROTO_UDP};
 
-use crate::checksum;
+use crate::checksum::{self, WideSum};
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::parse::Packet;
@@ -27,10 +27,11 @@ pub(crate) fn translate<F: Family>(
 /// Rewrites ports, given as they are in a packet, and the checksum of TCP or UDP.
 #[inline(always)]
 fn transport(frame: &mut Frame, l4: usize, protocol: u8, ports: u32, difference: u16) -> Option<()> {
+    let sum = WideSum::default().difference(difference);
     if protocol == PROTO_TCP {
-        frame.at_mut::<Tcp>(l4)?.rewrite(ports, difference);
+        frame.at_mut::<Tcp>(l4)?.rewrite(ports, sum);
     } else {
-        frame.at_mut::<Udp>(l4)?.rewrite(ports, difference);
+        frame.at_mut::<Udp>(l4)?.rewrite(ports, sum);
     }
     Some(())
 }
@@ -40,17 +41,17 @@ pub(crate) trait Transport: Wire {
     /// IP protocol number.
     const PROTOCOL: u8;
 
-    /// Writes ports, given as they are in a packet, and what changes by `difference` to the checksum.
-    fn rewrite(&mut self, ports: u32, difference: u16);
+    /// Writes ports, given as they are in a packet, and the checksum after the changes that `sum` has counted.
+    fn rewrite(&mut self, ports: u32, sum: WideSum);
 }
 
 impl Transport for Tcp {
     const PROTOCOL: u8 = PROTO_TCP;
 
     #[inline(always)]
-    fn rewrite(&mut self, ports: u32, difference: u16) {
+    fn rewrite(&mut self, ports: u32, sum: WideSum) {
         self.set_ports(ports);
-        self.checksum = checksum::apply(self.checksum, difference);
+        self.checksum = checksum::apply_sum(self.checksum, sum);
     }
 }
 
@@ -58,11 +59,11 @@ impl Transport for Udp {
     const PROTOCOL: u8 = PROTO_UDP;
 
     #[inline(always)]
-    fn rewrite(&mut self, ports: u32, difference: u16) {
+    fn rewrite(&mut self, ports: u32, sum: WideSum) {
         self.set_ports(ports);
         // Zero means that the sender computed none (RFC 768).
         if self.checksum != 0 {
-            self.checksum = checksum::apply_udp(self.checksum, difference);
+            self.checksum = checksum::apply_sum_udp(self.checksum, sum);
         }
     }
 }

@@ -4,7 +4,7 @@ use lb_common::cache::Differences;
 use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
 
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
-use crate::checksum::{self, Sum, TTL_DECREMENT};
+use crate::checksum::{self, Sum, TTL_DECREMENT, WideSum};
 use crate::frame::Frame;
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
@@ -43,6 +43,11 @@ impl Family for V4 {
             fragment: Fragment::WHOLE,
             fragment_offset: 0,
         })
+    }
+
+    #[inline(always)]
+    fn addresses(ip: &Ipv4) -> [u64; 1] {
+        ip.pair()
     }
 
     #[inline(always)]
@@ -205,8 +210,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn differences(own: &CachedFlow<[u64; 1]>, _course: &Course<[u64; 1]>, _port: u16) -> Differences {
-        own.differences
+    fn changes(own: &CachedFlow<[u64; 1]>, _course: &Course<[u64; 1]>, _port: u16) -> (u16, WideSum) {
+        let Differences { ip, l4 } = own.differences;
+        (ip, WideSum::default().difference(l4))
     }
 
     #[inline(always)]

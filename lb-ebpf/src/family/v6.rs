@@ -1,6 +1,5 @@
 //! IPv6.
 
-use lb_common::cache::Differences;
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
@@ -53,6 +52,11 @@ impl Family for V6 {
             fragment: Fragment::WHOLE,
             fragment_offset: 0,
         })
+    }
+
+    #[inline(always)]
+    fn addresses(ip: &Ipv6) -> [u64; 4] {
+        ip.pair()
     }
 
     #[inline(always)]
@@ -195,12 +199,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn differences(own: &CachedFlow<[u64; 4]>, course: &Course<[u64; 4]>, port: u16) -> Differences {
+    fn changes(own: &CachedFlow<[u64; 4]>, course: &Course<[u64; 4]>, port: u16) -> (u16, WideSum) {
         let mut sum = WideSum::default().difference(course.difference).port(port, own.port);
         if course.hides_client != 0 {
             sum = if course.is_to_backend() { sum.gone(own.client) } else { sum.come(own.client) };
         }
-        Differences { ip: 0, l4: sum.fold() }
+        (0, sum)
     }
 
     #[inline(always)]
