@@ -110,7 +110,12 @@ impl LaneBook {
     pub const MARKS: u32 = (core::mem::offset_of!(Self, marks) / 8) as u32;
 }
 
-/// Index of a CPU's book of a family (0: IPv4, 1: IPv6).
+/// The number of IPv4 among families.
+pub const FAMILY_V4: u32 = 0;
+/// The number of IPv6 among families.
+pub const FAMILY_V6: u32 = 1;
+
+/// Index of a CPU's book of a family.
 #[inline(always)]
 pub const fn book_of(cpu: u32, family: u32) -> u32 {
     2 * cpu + family

@@ -171,12 +171,11 @@ impl<F: Family> Place<F> {
     pub(crate) fn remember(self, known: &Known<'_, F::Addr>) {
         let Self { tuple, index, key, lanes, caching } = self;
         let Common { course, client } = common::<F>(&tuple, known);
-        let Some(entry) = room::<F>(index, tuple.ports(), client) else {
-            caching.crowded += 1;
-            return;
-        };
-        if let Some(lane) = lanes.find::<F>(&course) {
-            write(entry, &copy::<F>(key, client, lane, known.flow));
+        let placed = room::<F>(index, tuple.ports(), client)
+            .and_then(|entry| Some((entry, lanes.find::<F>(&course)?)));
+        match placed {
+            Some((entry, lane)) => write(entry, &copy::<F>(key, client, lane, known.flow)),
+            None => caching.crowded += 1,
         }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) trait Family {
     /// Number of its ICMP.
     const ICMP: u8;
 
-    /// 0: IPv4, 1: IPv6.
+    /// Its number among families.
     const NUMBER: u32;
 
     /// Index of its journey in the map `journeys`.

@@ -2,15 +2,13 @@
 //!
 //! A lane changes only after [`LANE_S`] seconds in which no flow was copied into it: no copy that names it holds by then.
 
-use core::sync::atomic::{Ordering, compiler_fence};
-
 use lb_common::lane::{LANE_S, LANE_WAYS, MARK_WORDS, book_of};
 use lb_common::{Course, LaneBook, Traffic};
 
 use crate::clock::now;
-use crate::count;
 use crate::family::{Family, Pair};
 use crate::maps::{LANE_BOOKS, TICKS_PER_SECOND};
+use crate::{atomic, count};
 
 /// Where a CPU has its lanes.
 #[derive(Clone, Copy)]
@@ -49,11 +47,14 @@ impl Lanes {
         let book = LANE_BOOKS.get_ptr_mut(book_of(self.cpu, F::NUMBER))?;
         // SAFETY: the book belongs to this CPU, as the lane does; the controller only reads it.
         let LaneBook { changes, marks } = unsafe { &mut *book };
+        let changes = &raw mut *changes;
+        // SAFETY: an aligned word of the book. The operation is atomic, since the controller must see each change before and
+        // after what it tells of.
+        let change = || unsafe { atomic::fetch_add(changes, 1) };
         // In this order, so that whoever interrupts this (see `cache`) finds it in use, and of no protocol.
         lane.course.protocol = 0;
         lane.used = this_tick;
-        *changes += 1;
-        compiler_fence(Ordering::SeqCst);
+        change();
         let Course { listener, backend, direction, .. } = lane.course;
         if lane.traffic.packets != 0 {
             count::traffic(listener.into(), backend.into(), direction, &lane.traffic);
@@ -61,9 +62,7 @@ impl Lanes {
         lane.traffic = Traffic::default();
         marks[number as usize / 64 % MARK_WORDS] |= 1 << (number % 64);
         lane.course = Course { protocol: 0, ..*course };
-        compiler_fence(Ordering::SeqCst);
-        *changes += 1;
-        compiler_fence(Ordering::SeqCst);
+        change();
         lane.course.protocol = course.protocol;
         Some(number as u16)
     }

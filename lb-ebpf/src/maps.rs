@@ -78,7 +78,7 @@ pub(crate) static CACHED_V4_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES
 #[unsafe(no_mangle)]
 pub(crate) static CACHED_V6_PER_CPU: Global<u32> = Global::new(MAX_CACHE_ENTRIES);
 
-/// An array whose values begin with a cache line: it is made so that user space could map it.
+/// An array that user space can map, as the controller does with lanes and their books. Its values begin with a cache line.
 type Aligned<T, const N: usize> = Array<T, N, { BPF_F_MMAPABLE as usize }>;
 
 /// A cache of flows.

@@ -6,7 +6,8 @@
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub(crate) fn settled(mut word: u64) -> u64 {
-    // SAFETY: the instruction copies a register to itself. Without any, the kernel would refuse what BTF says of its line.
+    // SAFETY: the instruction copies a register to itself. There has to be one: the kernel wants an instruction for each line
+    // that the line info names.
     unsafe { core::arch::asm!("{word} = {word}", word = inout(reg) word, options(nomem, nostack)) };
     word
 }

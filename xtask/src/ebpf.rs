@@ -18,7 +18,7 @@ pub const OBJECT: &str = "LB_EBPF_OBJECT";
 const TARGET: &str = "bpfel-unknown-none";
 
 /// What the maps' BTF is made from, and the flag that makes bpf-linker write it.
-const RUSTFLAGS: &str = "-Cdebuginfo=2 -Clink-arg=--btf";
+const RUSTFLAGS: &str = "-Cdebuginfo=2 -Ctarget-cpu=v3 -Clink-arg=--btf";
 
 /// Builds one of the programs of lb-ebpf and returns the object's path. Compiles nothing when nothing changed.
 pub fn build(program: &str) -> Result<PathBuf> {

@@ -1,6 +1,7 @@
 //! IPv4.
 
 use lb_common::cache::Differences;
+use lb_common::lane::FAMILY_V4;
 use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
 
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
@@ -19,7 +20,7 @@ impl Family for V4 {
 
     const HEADER: usize = 20;
     const ICMP: u8 = 1;
-    const NUMBER: u32 = 0;
+    const NUMBER: u32 = FAMILY_V4;
     const JOURNEY: u32 = 0;
     const BEGIN: u32 = 8;
     const ICMP_JOURNEY: u32 = 2;

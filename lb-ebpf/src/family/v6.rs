@@ -1,5 +1,6 @@
 //! IPv6.
 
+use lb_common::lane::FAMILY_V6;
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
 use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
@@ -28,7 +29,7 @@ impl Family for V6 {
 
     const HEADER: usize = 40;
     const ICMP: u8 = 58;
-    const NUMBER: u32 = 1;
+    const NUMBER: u32 = FAMILY_V6;
     const JOURNEY: u32 = 1;
     const BEGIN: u32 = 9;
     const ICMP_JOURNEY: u32 = 3;

@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use lb_common::cache::Pair;
-use lb_common::lane::{MARK_WORDS, book_of};
+use lb_common::lane::{FAMILY_V4, FAMILY_V6, MARK_WORDS, book_of};
 use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook, Traffic};
 
 use super::sys::Mapped;
@@ -20,7 +20,7 @@ pub(super) struct Lanes {
     cpus: u32,
 }
 
-/// What is in lanes at one moment.
+/// What is in the lanes of one CPU at one moment.
 #[derive(Debug, Default)]
 pub(super) struct InLanes {
     /// Lanes that have become others until then, and not all of them if it is odd.
@@ -43,25 +43,29 @@ impl Lanes {
         })
     }
 
-    /// Adds up what is in lanes.
-    pub(super) fn read(&self) -> InLanes {
-        let mut found = InLanes { changes: self.changes(), ..InLanes::default() };
+    /// Adds up what is in the lanes of each CPU.
+    pub(super) fn read_all(&self) -> Vec<InLanes> {
+        (0..self.cpus).map(|cpu| self.read(cpu)).collect()
+    }
+
+    /// Adds up what is in the lanes of a CPU.
+    pub(super) fn read(&self, cpu: u32) -> InLanes {
+        let mut found = InLanes { changes: self.changes(cpu), ..InLanes::default() };
         fence(Ordering::SeqCst);
-        for cpu in 0..self.cpus {
-            self.add_marked(&self.v4, cpu, 0, &mut found);
-            self.add_marked(&self.v6, cpu, 1, &mut found);
-        }
+        self.add_marked(&self.v4, cpu, FAMILY_V4, &mut found);
+        self.add_marked(&self.v6, cpu, FAMILY_V6, &mut found);
         found
     }
 
-    /// Whether nothing has gone from lanes to the maps of counters since, nor while it was added up.
-    pub(super) fn are_still(&self, found: &InLanes) -> bool {
+    /// Whether nothing has gone from the lanes of a CPU to the maps of counters since, nor while it was added up.
+    pub(super) fn are_still(&self, cpu: u32, found: &InLanes) -> bool {
         fence(Ordering::SeqCst);
-        found.changes.is_multiple_of(2) && found.changes == self.changes()
+        found.changes.is_multiple_of(2) && found.changes == self.changes(cpu)
     }
 
-    fn changes(&self) -> u64 {
-        changes_of((0..2 * self.cpus).map(|book| self.word(book, LaneBook::CHANGES)))
+    fn changes(&self, cpu: u32) -> u64 {
+        let of = |family| self.word(book_of(cpu, family), LaneBook::CHANGES);
+        changes_of([of(FAMILY_V4), of(FAMILY_V6)])
     }
 
     fn add_marked<P: Pair + 'static>(
@@ -106,10 +110,9 @@ impl InLanes {
     }
 }
 
-/// The changes in all books together: another number after each, and odd while one is made in any of them.
-fn changes_of(books: impl Iterator<Item = u64>) -> u64 {
-    let (sum, under_way) = books.fold((0_u64, 0), |(sum, odd), changes| (sum + changes, odd | changes % 2));
-    2 * sum + under_way
+/// The changes in both books together: another number after each, and odd while one is made in either of them.
+const fn changes_of([v4, v6]: [u64; 2]) -> u64 {
+    2 * (v4 + v6) + (v4 | v6) % 2
 }
 
 pub(super) const fn add(total: &mut Traffic, more: &Traffic) {
@@ -130,10 +133,9 @@ mod tests {
 
     #[test]
     fn a_change_under_way_shows_whatever_else_is() {
-        let changes = |books: &[u64]| changes_of(books.iter().copied());
-        assert_eq!((changes(&[]), changes(&[2, 4])), (0, 12));
-        assert!([[1, 0], [1, 1], [2, 3]].iter().all(|books| changes(books) % 2 == 1));
-        assert_ne!(changes(&[2, 2]), changes(&[2, 4]));
+        assert_eq!((changes_of([0, 0]), changes_of([2, 4])), (0, 12));
+        assert!([[1, 0], [1, 1], [2, 3]].iter().all(|&books| changes_of(books) % 2 == 1));
+        assert_ne!(changes_of([2, 2]), changes_of([2, 4]));
     }
 
     #[test]

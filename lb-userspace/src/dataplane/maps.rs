@@ -83,14 +83,12 @@ impl Maps {
             listener_ports: take!(ebpf, "listener_ports"),
             our_addresses: take!(ebpf, "our_addresses"),
             lanes: Lanes::of(ebpf)?,
-            listener_counters: CounterMap {
-                counted: take!(ebpf, "listener_counters"),
-                bases: take!(ebpf, "listener_bases"),
-            },
-            backend_counters: CounterMap {
-                counted: take!(ebpf, "backend_counters"),
-                bases: take!(ebpf, "backend_bases"),
-            },
+            listener_counters: CounterMap::take(ebpf, ["listener_counters", "listener_bases"], |lanes| {
+                &lanes.listeners
+            })?,
+            backend_counters: CounterMap::take(ebpf, ["backend_counters", "backend_bases"], |lanes| {
+                &lanes.backends
+            })?,
             drops: take!(ebpf, "drops"),
             cached,
         })

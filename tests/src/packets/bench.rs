@@ -11,7 +11,7 @@ use lb_userspace::config::Config;
 use lb_userspace::control::desired::Names;
 use lb_userspace::control::{Applier, Desired};
 use lb_userspace::dataplane::collect::IdleTimeouts;
-use lb_userspace::dataplane::{Census, Limits};
+use lb_userspace::dataplane::{Census, Limits, Tally};
 
 use super::plane::{Held, Plane};
 use super::{Counts, Half, Network, States};
@@ -195,6 +195,11 @@ impl Bench {
     /// If a map cannot be read.
     pub fn counts(&self) -> Result<Counts> {
         Counts::read(&self.plane.dataplane.maps, &self.names)
+    }
+
+    /// The counters of listeners and backends, for longer than a moment.
+    pub fn tally(&self) -> Tally<'_> {
+        self.plane.dataplane.maps.tally()
     }
 
     /// Walks over the flows as the controller does from time to time, with the limits of the configuration; the

@@ -12,6 +12,7 @@ use lb_tests::packets::{Answer, Family, Verdict};
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, ONE_BACKEND, client_address, tcp, udp};
+use crate::race::{program_of, run};
 use crate::{effort, scaled, trial_for_each_family};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -75,9 +76,14 @@ impl Connection {
         Ok(Self { mac, src, dst, translated, answer })
     }
 
+    /// A packet of the client.
+    fn ack(&self, lab: &Lab) -> Result<Vec<u8>> {
+        lab.frame(&Packet { src_mac: Some(self.mac), ..tcp(self.src.clone(), self.dst, "A") })
+    }
+
     /// A packet in each direction.
     fn talk(&self, lab: &mut Lab) -> Result<()> {
-        let ack = lab.frame(&Packet { src_mac: Some(self.mac), ..tcp(self.src.clone(), self.dst, "A") })?;
+        let ack = self.ack(lab)?;
         let found = lab.through(&ack)?;
         ensure!(found == self.translated, "{}: expected {:?}, found {found:?}", self.src, self.translated);
         let Answer { verdict, frame } = lab.send(&self.answer)?;
@@ -126,15 +132,34 @@ fn others(family: Family) -> Result<()> {
     }
     let before = packets(&lab)?;
     let third = connections(&mut lab, family, 210..400)?;
+    require_steady_tally(&mut lab, &third)?;
     for connections in [&third, &first, &second, &third] {
         talk(&mut lab, connections)?;
     }
     // Lanes that have become others have counted, too.
     let opening = 3 * u64::try_from(third.len())?;
     let sent = opening
+        + 2 * third.len() as u64
         + [&third, &first, &second, &third].map(|connections| sent_by(connections)).iter().sum::<u64>();
     let found = packets(&lab)?.map(|after| after - before[0]);
     ensure!(found == [sent; 2], "expected {sent} packets at the listener and the backend, found {found:?}");
+    Ok(())
+}
+
+/// A tally that was begun before lanes become others tells the same as one that is begun after that.
+fn require_steady_tally(lab: &mut Lab, connections: &[Connection]) -> Result<()> {
+    let program = program_of(lab)?;
+    let packets = connections.iter().map(|connection| Ok([connection.ack(lab)?, connection.answer.clone()]));
+    let packets = packets.collect::<Result<Vec<_>>>()?;
+    let id = *lab.bench.names().listeners.get("web").context("no listener web")?;
+    let (begun, before) = (lab.bench.tally(), lab.bench.tally().listener(id)?);
+    // Once: these are copied, and count by themselves.
+    packets.iter().flatten().try_for_each(|frame| run(&program, frame).map(drop))?;
+    let (held, fresh) = (begun.listener(id)?, lab.bench.tally().listener(id)?);
+    ensure!(held == fresh, "expected {fresh:?} of a tally begun before, found {held:?}");
+    let counted = fresh.to_backend.packets - before.to_backend.packets;
+    let sent = connections.len() as u64;
+    ensure!(counted == sent, "expected {sent} packets to the backend to be counted, found {counted}");
     Ok(())
 }
 

@@ -51,8 +51,7 @@ fn replaced_under_load(family: Family) -> Result<()> {
     let frames = (0..scaled(60_000)?)
         .map(|number| lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", "S")))
         .collect::<Result<Vec<_>>>()?;
-    let info = lab.bench.program()?.info()?;
-    let program = Xdp::from_program_info(info, "lb".into(), XdpAttachType::Interface)?;
+    let program = program_of(&mut lab)?;
     // Even while nothing changes: half of it counts the changes made.
     let (changes, wanted) = (AtomicUsize::new(0), 2 * (usize::try_from(scaled(10)?)? + 1));
     let (sent, made) = thread::scope(|scope| {
@@ -183,7 +182,14 @@ fn send_all(program: &Xdp, frames: &[Vec<u8>], barrier: &Barrier, cpu: usize) ->
     failure.map_or(Ok(outs), Err)
 }
 
-fn run(program: &Xdp, frame: &[u8]) -> Result<Vec<u8>> {
+/// The loaded program, to be run while somebody else has the laboratory.
+pub(crate) fn program_of(lab: &mut Lab) -> Result<Xdp> {
+    let info = lab.bench.program()?.info()?;
+    Ok(Xdp::from_program_info(info, "lb".into(), XdpAttachType::Interface)?)
+}
+
+/// What a program that sends a frame makes of it.
+pub(crate) fn run(program: &Xdp, frame: &[u8]) -> Result<Vec<u8>> {
     let mut out = vec![0; frame.len() + 64];
     let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
     let run = program.test_run(options).context("BPF_PROG_TEST_RUN failed")?;

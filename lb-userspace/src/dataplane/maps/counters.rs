@@ -4,55 +4,71 @@
 //! as its base instead, and subtracted.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use aya::maps::{HashMap as HashMapOf, MapData, PerCpuArray};
 use lb_common::{Counters, Drops, Traffic};
 
 use super::Maps;
 use crate::dataplane::lanes::{InLanes, add};
 
-/// How often lanes are looked at anew because some have become others meanwhile, before what was found will do: it may lack
+/// How often an id is looked at anew because lanes have become others meanwhile, before what was found has to do: it may lack
 /// what these have counted, until the next time.
-const LOOKS: u32 = 64;
+const LOOKS: u32 = 16;
+
+/// The same where an error would stay for good.
+const LOOKS_FOR_BASE: u32 = 4096;
 
 /// The counters of listeners or backends, lanes apart.
 pub(super) struct CounterMap {
-    pub(super) counted: PerCpuArray<MapData, Counters>,
-    pub(super) bases: HashMap<MapData, u32, Counters>,
+    counted: PerCpuArray<MapData, Counters>,
+    bases: HashMapOf<MapData, u32, Counters>,
+    /// What is in `bases`, which nobody else writes.
+    known_bases: HashMap<u32, Counters>,
+    /// Its part of what is in lanes.
+    of_lanes: fn(&InLanes) -> &HashMap<u32, Counters>,
 }
 
 impl CounterMap {
-    /// What has been counted under an id, for whomever.
-    fn sum(&self, id: u32) -> Result<Counters> {
-        let mut total = Counters::default();
-        for counters in self.counted.get(&id, 0)?.iter() {
-            add_all(&mut total, counters);
-        }
-        Ok(total)
-    }
-
-    fn base(&self, id: u32) -> Result<Counters> {
-        match self.bases.get(&id, 0) {
-            Ok(base) => Ok(base),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(Counters::default()),
-            Err(error) => Err(error.into()),
-        }
+    pub(super) fn take(
+        ebpf: &mut Ebpf,
+        [counted, bases]: [&str; 2],
+        of_lanes: fn(&InLanes) -> &HashMap<u32, Counters>,
+    ) -> Result<Self> {
+        let mut map =
+            |name| ebpf.take_map(name).with_context(|| format!("the eBPF object has no map `{name}`"));
+        let counted = map(counted)?.try_into().context("the counters are not an array for each CPU")?;
+        let bases: HashMapOf<_, u32, Counters> =
+            map(bases)?.try_into().context("the bases of the counters are not a hash map")?;
+        let known_bases = bases.iter().collect::<Result<_, _>>().context("cannot read bases of counters")?;
+        Ok(Self { counted, bases, known_bases, of_lanes })
     }
 
     fn set_base(&mut self, id: u32, base: &Counters) -> Result<()> {
         if *base == Counters::default() {
             return Ok(());
         }
-        self.bases.insert(id, base, 0).context("cannot note where counting begins")
+        self.bases.insert(id, base, 0).context("cannot note where counting begins")?;
+        self.known_bases.insert(id, *base);
+        Ok(())
     }
 }
 
-/// All counters, each as it stands when it is asked for.
+/// All counters, each as it stands when it is asked for, but for what is in lanes: that may be as old as the tally.
 pub struct Tally<'a> {
     maps: &'a Maps,
-    in_lanes: RefCell<InLanes>,
-    looks: RefCell<u32>,
+    /// Of each CPU.
+    in_lanes: RefCell<Vec<InLanes>>,
+}
+
+/// What was found for an id.
+enum Found {
+    /// All of it.
+    Whole(Counters),
+    /// Perhaps not all of it: lanes did not stand still.
+    Lacking(Counters),
 }
 
 impl Tally<'_> {
@@ -62,8 +78,7 @@ impl Tally<'_> {
     ///
     /// If the id is out of range.
     pub fn listener(&self, id: u32) -> Result<Counters> {
-        let base = self.maps.listener_counters.base(id).context("cannot read the map `listener_bases`")?;
-        Ok(less(&self.whole_listener(id)?, &base))
+        self.of_owner(&self.maps.listener_counters, id).context("cannot read the map `listener_counters`")
     }
 
     /// Traffic of a backend.
@@ -72,34 +87,38 @@ impl Tally<'_> {
     ///
     /// If the id is out of range.
     pub fn backend(&self, id: u32) -> Result<Counters> {
-        let base = self.maps.backend_counters.base(id).context("cannot read the map `backend_bases`")?;
-        Ok(less(&self.whole_backend(id)?, &base))
+        self.of_owner(&self.maps.backend_counters, id).context("cannot read the map `backend_counters`")
     }
 
-    fn whole_listener(&self, id: u32) -> Result<Counters> {
-        let sum = || self.maps.listener_counters.sum(id).context("cannot read the map `listener_counters`");
-        self.with_lanes(sum, |in_lanes| in_lanes.listeners.get(&id).copied())
+    fn of_owner(&self, map: &CounterMap, id: u32) -> Result<Counters> {
+        let (Found::Whole(counters) | Found::Lacking(counters)) = self.of_id(map, id, LOOKS)?;
+        Ok(map.known_bases.get(&id).map_or(counters, |base| less(&counters, base)))
     }
 
-    fn whole_backend(&self, id: u32) -> Result<Counters> {
-        let sum = || self.maps.backend_counters.sum(id).context("cannot read the map `backend_counters`");
-        self.with_lanes(sum, |in_lanes| in_lanes.backends.get(&id).copied())
-    }
-
-    /// Adds what is in lanes to what is in a map. What goes from there to here meanwhile must not count twice, nor not at all.
-    fn with_lanes(
-        &self,
-        sum: impl Fn() -> Result<Counters>,
-        of_lanes: impl Fn(&InLanes) -> Option<Counters>,
-    ) -> Result<Counters> {
+    /// What has been counted under an id, for whomever: what is in the map and what is in lanes. What goes from there to here
+    /// meanwhile must not count twice, nor not at all.
+    fn of_id(&self, map: &CounterMap, id: u32, looks: u32) -> Result<Found> {
+        let mut in_lanes = self.in_lanes.borrow_mut();
+        let mut look = 1;
         loop {
-            let mut total = sum()?;
-            if self.maps.lanes.are_still(&self.in_lanes.borrow()) || *self.looks.borrow() == 0 {
-                add_all(&mut total, &of_lanes(&self.in_lanes.borrow()).unwrap_or_default());
-                return Ok(total);
+            let mut total = Counters::default();
+            map.counted.get(&id, 0)?.iter().for_each(|counters| add_all(&mut total, counters));
+            let mut is_whole = true;
+            for (cpu, of_cpu) in (0..).zip(in_lanes.iter_mut()) {
+                // Later than the map, so that it lacks something rather than having it twice.
+                if !self.maps.lanes.are_still(cpu, of_cpu) {
+                    *of_cpu = self.maps.lanes.read(cpu);
+                    is_whole = false;
+                }
+                if let Some(counters) = (map.of_lanes)(of_cpu).get(&id) {
+                    add_all(&mut total, counters);
+                }
             }
-            *self.looks.borrow_mut() -= 1;
-            self.in_lanes.replace(self.maps.lanes.read());
+            match () {
+                () if is_whole => return Ok(Found::Whole(total)),
+                () if look == looks => return Ok(Found::Lacking(total)),
+                () => look += 1,
+            }
         }
     }
 }
@@ -107,16 +126,16 @@ impl Tally<'_> {
 impl Maps {
     /// All counters.
     pub fn tally(&self) -> Tally<'_> {
-        Tally { maps: self, in_lanes: RefCell::new(self.lanes.read()), looks: RefCell::new(LOOKS) }
+        Tally { maps: self, in_lanes: RefCell::new(self.lanes.read_all()) }
     }
 
     /// Lets the counters of listener ids begin at zero: they are given to other listeners.
     ///
     /// # Errors
     ///
-    /// If an id is out of range.
+    /// If an id is out of range, or its counters never stand still.
     pub fn clear_listener_counters(&mut self, ids: &[u32]) -> Result<()> {
-        for (&id, base) in ids.iter().zip(self.wholes(ids, |tally, id| tally.whole_listener(id))?) {
+        for (id, base) in self.bases(&self.listener_counters, ids)? {
             self.listener_counters.set_base(id, &base)?;
             clear(&mut self.drops, id + 1)?;
         }
@@ -127,24 +146,24 @@ impl Maps {
     ///
     /// # Errors
     ///
-    /// If an id is out of range.
+    /// If an id is out of range, or its counters never stand still.
     pub fn clear_backend_counters(&mut self, ids: &[u32]) -> Result<()> {
-        for (&id, base) in ids.iter().zip(self.wholes(ids, |tally, id| tally.whole_backend(id))?) {
+        for (id, base) in self.bases(&self.backend_counters, ids)? {
             self.backend_counters.set_base(id, &base)?;
         }
         Ok(())
     }
 
-    fn wholes(
-        &self,
-        ids: &[u32],
-        whole: impl Fn(&Tally<'_>, u32) -> Result<Counters>,
-    ) -> Result<Vec<Counters>> {
+    fn bases(&self, map: &CounterMap, ids: &[u32]) -> Result<Vec<(u32, Counters)>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let tally = self.tally();
-        ids.iter().map(|&id| whole(&tally, id)).collect()
+        let base = |&id| match tally.of_id(map, id, LOOKS_FOR_BASE)? {
+            Found::Whole(counters) => Ok((id, counters)),
+            Found::Lacking(_) => bail!("the counters of id {id} did not stand still: try again"),
+        };
+        ids.iter().map(base).collect()
     }
 
     /// Drops of a listener, or those without one, summed over the CPUs.
