@@ -129,7 +129,7 @@ unsafe impl<P: Pair + 'static> aya::Pod for Lane<P> {}
 const _: () = assert!(MAX_LANES.is_power_of_two() && MAX_LANES <= 1 << 16);
 const _: () = assert!(size_of::<Lane<[u64; 1]>>() == 64 && size_of::<Lane<[u64; 4]>>() == 128);
 // Ids that are 32 bits wide elsewhere.
-const _: () = assert!(crate::MAX_BACKENDS <= 1 << 16 && crate::MAX_LISTENERS <= 1 << 16);
+const _: () = assert!(crate::MAX_BACKENDS <= 1 << 16 && crate::LISTENER_IDS <= 1 << 16);
 
 #[cfg(test)]
 mod tests {

@@ -48,14 +48,17 @@ pub const LAYOUT_VERSION: u32 = 4;
 /// the old ones have drained.
 pub const MAX_BACKENDS: u32 = 32_768;
 
-/// Slots for listeners in the per-listener counters, and promised number of listeners.
+/// Listeners that a configuration may have.
 pub const MAX_LISTENERS: u32 = 4_096;
 
-/// Entries in the map `listeners`: a `tcp_and_udp` listener takes two.
-pub const MAX_LISTENER_KEYS: u32 = 2 * MAX_LISTENERS;
+/// Ids of listeners; twice as many, so that a reload can place every new listener before the flows of the old ones are over.
+pub const LISTENER_IDS: u32 = 2 * MAX_LISTENERS;
 
-/// Entries in the map `vips`: an address for each listener, and the SNAT addresses of both families.
-pub const MAX_VIPS: u32 = MAX_LISTENERS + 2 * MAX_SNAT_ADDRESSES;
+/// Entries in the map `listeners`: a `tcp_and_udp` listener takes two.
+pub const MAX_LISTENER_KEYS: u32 = 2 * LISTENER_IDS;
+
+/// Entries in the map `vips`: an address for each listener, and the SNAT addresses of both families, old and new.
+pub const MAX_VIPS: u32 = LISTENER_IDS + 4 * MAX_SNAT_ADDRESSES;
 
 /// Entries in the map `strays`; an LRU map that is much smaller evicts long before it is full.
 pub const MAX_STRAYS: u32 = 16_384;

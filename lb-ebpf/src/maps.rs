@@ -15,9 +15,9 @@ use lb_common::listener::{SetName, Vip};
 use lb_common::{
     Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
     Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
-    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, Lane, LaneBook, Listener, ListenerKey,
-    MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS, MAX_LISTENER_RANGES,
-    MAX_LISTENERS, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable,
+    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, LISTENER_IDS, Lane, LaneBook, Listener,
+    ListenerKey, MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS,
+    MAX_LISTENER_RANGES, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable,
     RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
@@ -150,7 +150,7 @@ pub(crate) static SOURCE_RULES: LpmTrie<SourceKey, u32, { MAX_SOURCE_RULES as us
 
 /// New flows of the running second, by listener id. Written and read here, for listeners that have a limit.
 #[btf_map(name = "new_flow_rates")]
-pub(crate) static NEW_FLOW_RATES: Array<RateWindow, { MAX_LISTENERS as usize }> = Array::new();
+pub(crate) static NEW_FLOW_RATES: Array<RateWindow, { LISTENER_IDS as usize }> = Array::new();
 
 /// VIPs. Written by the controller; its counters are written here, for packets to no listener.
 #[btf_map(name = "vips")]
@@ -241,7 +241,7 @@ pub(crate) static SNAT_CURSOR: Array<u64, { SNAT_CURSORS as usize }> = Array::ne
 
 /// Traffic by listener id. Written here; read by the controller.
 #[btf_map(name = "listener_counters")]
-pub(crate) static LISTENER_COUNTERS: PerCpuArray<Counters, { MAX_LISTENERS as usize }> = PerCpuArray::new();
+pub(crate) static LISTENER_COUNTERS: PerCpuArray<Counters, { LISTENER_IDS as usize }> = PerCpuArray::new();
 
 /// Traffic by backend id. Written here; read by the controller.
 #[btf_map(name = "backend_counters")]
@@ -249,7 +249,7 @@ pub(crate) static BACKEND_COUNTERS: PerCpuArray<Counters, { MAX_BACKENDS as usiz
 
 /// What the counters of a listener id had counted when it was given to its present owner. Written and read by the controller.
 #[btf_map(name = "listener_bases")]
-pub(crate) static LISTENER_BASES: Bases<{ MAX_LISTENERS as usize }> = Bases::new();
+pub(crate) static LISTENER_BASES: Bases<{ LISTENER_IDS as usize }> = Bases::new();
 
 /// The same of backend ids.
 #[btf_map(name = "backend_bases")]
@@ -260,7 +260,7 @@ type Bases<const N: usize> = HashMap<u32, Counters, N, { BPF_F_NO_PREALLOC as us
 
 /// Packets by reason: index 0 without a listener, then by listener id. Written here; read by the controller.
 #[btf_map(name = "drops")]
-pub(crate) static DROPS: PerCpuArray<Drops, { MAX_LISTENERS as usize + 1 }> = PerCpuArray::new();
+pub(crate) static DROPS: PerCpuArray<Drops, { LISTENER_IDS as usize + 1 }> = PerCpuArray::new();
 
 /// A flow in the making. It lives in a map because both halves and their keys do not fit the 512 bytes of stack.
 #[derive(Clone, Copy)]

@@ -36,6 +36,8 @@ struct Held {
     /// Flags by address.
     vips: BTreeMap<IpAddr, u32>,
     backends: BTreeMap<u32, Backend>,
+    /// Since when listeners are gone whose flows may go on.
+    gone: BTreeMap<u32, Instant>,
     /// Since when backends are known to get no new flows: those that the configuration has lost.
     removed: BTreeMap<u32, Instant>,
     /// Sets; the table of an adopted one is not known.
@@ -58,7 +60,7 @@ impl Applier {
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
         let ranges = maps.ranges()?.into_iter().collect();
         let sources = HeldSources::read(maps)?;
-        let held = Held { listeners, ranges, sources, vips, backends, removed, sets, settings: None };
+        let held = Held { listeners, ranges, sources, vips, backends, removed, sets, ..Held::default() };
         Ok(Self { ids: Ids::adopt(maps)?, held })
     }
 
@@ -183,8 +185,24 @@ impl Applier {
             maps.remove_range(range)?;
             ranges.remove(&range);
         }
-        self.ids.keep_listeners(|id| wanted.contains(&id));
+        // Their ids stay taken, lest their flows count for others.
+        let gone = &mut self.held.gone;
+        gone.extend(known.difference(&wanted).map(|&id| (id, Instant::now())));
+        gone.retain(|id, _| !wanted.contains(id));
         Ok(())
+    }
+
+    /// Frees the ids of listeners that are gone and have no flows. A census that began before a listener went says nothing of
+    /// the flows it was given since.
+    pub fn forget_listeners(&mut self, census: &Census) {
+        let is_over = |id: u32, since: Instant| {
+            census.began.is_some_and(|began| began >= since) && !census.by_listener.contains_key(&id)
+        };
+        let gone = &mut self.held.gone;
+        let over: Vec<u32> =
+            gone.iter().filter(|&(&id, &since)| is_over(id, since)).map(|(&id, _)| id).collect();
+        gone.retain(|id, _| !over.contains(id));
+        self.ids.keep_listeners(|id| !over.contains(&id));
     }
 
     /// Adds VIPs, and the flags of what is about to be added to them: the program looks for listeners at VIPs only,
@@ -273,4 +291,33 @@ fn ordered(key: &ListenerKey) -> ListenerOrd {
 
 fn unordered((address, port, protocol): ListenerOrd) -> ListenerKey {
     ListenerKey { address: address.into(), port, protocol, _pad: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn the_id_of_a_listener_that_is_gone_is_free_once_a_later_census_finds_no_flows_of_it() {
+        let mut applier = Applier::default();
+        let owner = |port| (IpAddr::V4(Ipv4Addr::LOCALHOST), port, 6);
+        let went = Instant::now();
+        assert_eq!(applier.ids.listener(owner(80)).unwrap(), 0);
+        applier.held.gone.insert(0, went);
+        let census = |began, flows: &[(u32, u64)]| Census {
+            began: Some(began),
+            by_listener: flows.iter().copied().collect(),
+            ..Census::default()
+        };
+        for (census, next) in [
+            (census(went - std::time::Duration::from_secs(1), &[]), 1),
+            (census(went, &[(0, 1)]), 2),
+            (census(went, &[(7, 1)]), 0),
+        ] {
+            applier.forget_listeners(&census);
+            assert_eq!(applier.ids.listener(owner(81 + next)).unwrap(), u32::from(next));
+        }
+        assert!(applier.held.gone.is_empty());
+    }
 }

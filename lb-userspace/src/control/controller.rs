@@ -337,9 +337,10 @@ impl Controller {
         self.flows.set_limits(limits(&self.desired, config, self.drains.over(Instant::now())));
     }
 
-    /// Ends drains that have lasted long enough and frees the ids of removed backends without flows.
+    /// Ends drains that have lasted long enough and frees the ids of listeners and backends that are gone, once they have no flows.
     fn keep_house(&mut self) {
         let census = self.flows.census();
+        self.applier.forget_listeners(&census);
         match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
             Ok(forgotten) => self.drains.forget(&forgotten),
             Err(error) => error!("cannot free the id of a removed backend: {error:#}"),

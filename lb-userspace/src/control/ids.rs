@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use lb_common::{MAX_BACKENDS, MAX_LISTENERS, MAX_SETS};
+use lb_common::{LISTENER_IDS, MAX_BACKENDS, MAX_SETS};
 
 use crate::dataplane::Maps;
 
@@ -59,7 +59,7 @@ impl Ids {
     ///
     /// If there are too many.
     pub fn listener(&mut self, owner: ListenerOwner) -> Result<u32> {
-        self.listeners.get_or_give(owner, MAX_LISTENERS, "listeners")
+        self.listeners.get_or_give(owner, LISTENER_IDS, "listeners, those whose flows go on included")
     }
 
     /// The id of a set.

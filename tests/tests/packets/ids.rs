@@ -60,7 +60,16 @@ fn anew(family: Family) -> Result<()> {
     for _ in 0..PACKETS {
         lab.through(&frame)?;
     }
-    require(&lab, [PACKETS, PACKETS, 3 * PACKETS])
+    require(&lab, [PACKETS, PACKETS, 3 * PACKETS])?;
+
+    // A flow goes on when its listener is gone, and counts for no other.
+    lab.reload(&stays, &listener("other", 82))?;
+    for _ in 0..PACKETS {
+        lab.through(&frame)?;
+    }
+    let other = lab.bench.counts()?.sum("listener other", "packets");
+    ensure!(other == 0, "expected no packets of a listener that nobody talks to, found {other}");
+    require(&lab, [PACKETS, 0, 4 * PACKETS])
 }
 
 fn adoption(family: Family) -> Result<()> {
