@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use lb_common::cache::Pair;
-use lb_common::lane::{FAMILY_V4, FAMILY_V6, MARK_WORDS, book_of};
+use lb_common::lane::{FAMILY_V4, FAMILY_V6, book_of};
 use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook, Traffic};
 
 use super::sys::Mapped;
@@ -75,9 +75,9 @@ impl Lanes {
         family: u32,
         found: &mut InLanes,
     ) {
-        let first = cpu * (lanes.count() / self.cpus);
-        let book = book_of(cpu, family);
-        for word in 0..MARK_WORDS as u32 {
+        let of_each = lanes.count() / self.cpus;
+        let (first, book) = (cpu * of_each, book_of(cpu, family));
+        for word in 0..of_each.div_ceil(64) {
             let mut marks = self.word(book, LaneBook::MARKS + word);
             while marks != 0 {
                 let number = 64 * word + marks.trailing_zeros();
