@@ -73,9 +73,9 @@ fn trials() -> Result<Vec<Trial>> {
         }
     }
     if effort()? < 100 {
-        // Everything takes twenty times as long in an emulated machine: one case of eight, in both families.
+        // Everything takes twenty times as long in an emulated machine: one case of six, in both families.
         let mut number = 0..;
-        trials.retain(|_| number.next().is_some_and(|number: usize| (number / 2).is_multiple_of(8)));
+        trials.retain(|_| number.next().is_some_and(|number: usize| (number / 2).is_multiple_of(6)));
     }
     trials.extend(budget::trials());
     trials.extend(checksums::trials());
