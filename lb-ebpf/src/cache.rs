@@ -69,12 +69,6 @@ impl Sought {
         Self { hash: word::settled(hash), mark }
     }
 
-    /// A CPU's first entry for it. Its entries are a power of two in number and size, and none is another's.
-    #[inline(always)]
-    const fn index(self, caching: &CacheUse) -> u32 {
-        caching.first + (self.hash as u32 & caching.mask)
-    }
-
     /// The key of its entry: of one sender and tuple, no two generations have the same, and what was kept where it is not
     /// looked for any more does not come back.
     #[inline(always)]
@@ -83,6 +77,12 @@ impl Sought {
         let generation = unsafe { GENERATION.at(generation_of(self.hash as u32)).read_volatile() };
         (self.mark ^ generation << 33 ^ u64::from(caching.mask) << 43) | 1 << 32
     }
+}
+
+/// A CPU's first entry for a tuple of this hash. Its entries are a power of two in number and size, and none is another's.
+#[inline(always)]
+const fn index(hash: u64, caching: &CacheUse) -> u32 {
+    caching.first + (hash as u32 & caching.mask)
 }
 
 /// The flow of a packet, if it is one of the last moment. The addresses are needed only to make sure of it.
@@ -98,7 +98,7 @@ pub(crate) fn find<F: Family>(
     if caching.mask == 0 {
         return None;
     }
-    let own = look::<F>(sought.index(caching), word::settled(sought.key(caching)))?;
+    let own = look::<F>(index(sought.hash, caching), word::settled(sought.key(caching)))?;
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
     if course.protocol != protocol
@@ -162,7 +162,7 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Optio
     let tuple = Tuple::of(&packet.key);
     let sought = Sought::new(&tuple, frame.at(0)?, frame.ingress());
     let lanes = Lanes { cpu, first: caching.first_lane };
-    Some(Place { tuple, index: sought.index(caching), key: sought.key(caching), lanes, caching })
+    Some(Place { tuple, index: index(sought.hash, caching), key: sought.key(caching), lanes, caching })
 }
 
 impl<F: Family> Place<F> {
@@ -290,7 +290,7 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     if caching.mask == 0 {
         return;
     }
-    let first = Sought { hash: tuple.hash(), mark: 0 }.index(caching);
+    let first = index(tuple.hash(), caching);
     for way in 0..WAYS {
         let Some(entry) = F::cached(first ^ way) else { return };
         if entry.ports() == tuple.ports() {

@@ -124,18 +124,16 @@ pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
 /// means that there is none (RFC 768).
 #[inline(always)]
 pub(crate) const fn apply_udp(checksum: u16, difference: u16) -> u16 {
-    never_none(apply(checksum, difference))
+    apply_sum_udp(checksum, WideSum(difference as u64))
 }
 
 /// The same of what a sum has counted.
 #[inline(always)]
 pub(crate) const fn apply_sum_udp(checksum: u16, sum: WideSum) -> u16 {
-    never_none(apply_sum(checksum, sum))
-}
-
-#[inline(always)]
-const fn never_none(checksum: u16) -> u16 {
-    if checksum == 0 { 0xffff } else { checksum }
+    match apply_sum(checksum, sum) {
+        0 => 0xffff,
+        checksum => checksum,
+    }
 }
 
 /// The difference that two changes make together.

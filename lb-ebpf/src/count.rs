@@ -1,6 +1,6 @@
 //! Counters: per-CPU, so plain additions without atomics.
 
-use lb_common::{Addr4, Counters, Flow, Reason, Traffic};
+use lb_common::{Reason, Traffic};
 
 use crate::maps::{BACKEND_COUNTERS, DROPS, LISTENER_COUNTERS};
 
@@ -16,21 +16,14 @@ pub(crate) fn traffic(listener: u32, backend: u32, direction: u8, more: &Traffic
     for counters in [LISTENER_COUNTERS.get_ptr_mut(listener), BACKEND_COUNTERS.get_ptr_mut(backend)] {
         let Some(counters) = counters else { continue };
         // SAFETY: the slot belongs to this CPU and XDP programs do not interrupt each other on one CPU.
-        let Counters { to_backend, to_client, .. } = unsafe { &mut *counters };
-        add(if direction == Flow::<Addr4>::TO_BACKEND { to_backend } else { to_client }, more);
+        unsafe { &mut *counters }.of_direction(direction).add(more);
     }
 }
 
 /// Counts a packet for its lane, from where it gets to listener and backend: see [`lb_common::Lane::traffic`].
 #[inline(always)]
 pub(crate) fn in_lane(traffic: &mut Traffic, bytes: u16) {
-    add(traffic, &Traffic { packets: 1, bytes: bytes.into() });
-}
-
-#[inline(always)]
-const fn add(traffic: &mut Traffic, more: &Traffic) {
-    traffic.packets += more.packets;
-    traffic.bytes += more.bytes;
+    traffic.add(&Traffic { packets: 1, bytes: bytes.into() });
 }
 
 /// Counts a new flow.

@@ -192,15 +192,10 @@ impl Applier {
         Ok(())
     }
 
-    /// Frees the ids of listeners that are gone and have no flows. A census that began before a listener went says nothing of
-    /// the flows it was given since.
+    /// Frees the ids of listeners that are gone and have no flows.
     pub fn forget_listeners(&mut self, census: &Census) {
-        let is_over = |id: u32, since: Instant| {
-            census.began.is_some_and(|began| began >= since) && !census.by_listener.contains_key(&id)
-        };
         let gone = &mut self.held.gone;
-        let over: Vec<u32> =
-            gone.iter().filter(|&(&id, &since)| is_over(id, since)).map(|(&id, _)| id).collect();
+        let over = without_flows(gone, census, &census.by_listener);
         gone.retain(|id, _| !over.contains(id));
         self.ids.keep_listeners(|id| !over.contains(&id));
     }
@@ -248,18 +243,13 @@ impl Applier {
         Ok(())
     }
 
-    /// Frees the ids of removed backends without flows. A census that began before a backend was removed says
-    /// nothing of the flows it was given since. Returns the ids that were freed.
+    /// Frees the ids of removed backends without flows. Returns the ids that were freed.
     ///
     /// # Errors
     ///
     /// If a map cannot be written.
     pub fn forget_backends(&mut self, maps: &mut Maps, census: &Census) -> Result<Vec<u32>> {
-        let is_over = |id: &u32, since: &Instant| {
-            census.began.is_some_and(|began| began >= *since) && !census.by_backend.contains_key(id)
-        };
-        let removed = self.held.removed.iter();
-        let over: Vec<u32> = removed.filter(|(id, since)| is_over(id, since)).map(|(&id, _)| id).collect();
+        let over = without_flows(&self.held.removed, census, &census.by_backend);
         for id in &over {
             maps.set_backend(*id, &Backend::default())?;
             self.held.backends.remove(id);
@@ -278,6 +268,12 @@ impl Applier {
         self.ids.keep_sets(|id| desired.sets.contains_key(&id));
         Ok(())
     }
+}
+
+/// Those ids of gone owners that have no flows. A census that began before an owner went says nothing of the flows it was given since.
+fn without_flows(gone: &BTreeMap<u32, Instant>, census: &Census, flows: &BTreeMap<u32, u64>) -> Vec<u32> {
+    let is_over = |id, since| census.began.is_some_and(|began| began >= since) && !flows.contains_key(id);
+    gone.iter().filter(|&(id, &since)| is_over(id, since)).map(|(&id, _)| id).collect()
 }
 
 /// Keys that are held and no longer desired.

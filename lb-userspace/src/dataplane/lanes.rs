@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 use lb_common::cache::Pair;
 use lb_common::lane::{FAMILY_V4, FAMILY_V6, book_of};
-use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook, Traffic};
+use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook};
 
+use super::sizes::cpus;
 use super::sys::Mapped;
 
 /// The lanes of all CPUs.
@@ -33,13 +34,11 @@ pub(super) struct InLanes {
 
 impl Lanes {
     pub(super) fn of(ebpf: &Ebpf) -> Result<Self> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
-        let cpus = u32::try_from(cpus).context("cannot count the CPUs")?;
         Ok(Self {
             v4: mapped(ebpf, "lanes_v4", 1)?,
             v6: mapped(ebpf, "lanes_v6", 1)?,
             books: mapped(ebpf, "lane_books", LaneBook::WORDS)?,
-            cpus,
+            cpus: cpus()?,
         })
     }
 
@@ -104,8 +103,7 @@ impl InLanes {
             self.listeners.entry(course.listener.into()).or_default(),
             self.backends.entry(course.backend.into()).or_default(),
         ] {
-            let Counters { to_backend, to_client, .. } = counters;
-            add(if course.is_to_backend() { to_backend } else { to_client }, traffic);
+            counters.of_direction(course.direction).add(traffic);
         }
     }
 }
@@ -113,11 +111,6 @@ impl InLanes {
 /// The changes in both books together: another number after each, and odd while one is made in either of them.
 const fn changes_of([v4, v6]: [u64; 2]) -> u64 {
     2 * (v4 + v6) + (v4 | v6) % 2
-}
-
-pub(super) const fn add(total: &mut Traffic, more: &Traffic) {
-    total.packets += more.packets;
-    total.bytes += more.bytes;
 }
 
 fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &str, of_each: u32) -> Result<Mapped<T>> {
@@ -129,7 +122,7 @@ fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &str, of_each: u32) -> Result<Mapped<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::{Course, Flow};
+    use lb_common::{Course, Flow, Traffic};
 
     #[test]
     fn a_change_under_way_shows_whatever_else_is() {

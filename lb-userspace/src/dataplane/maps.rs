@@ -83,12 +83,16 @@ impl Maps {
             listener_ports: take!(ebpf, "listener_ports"),
             our_addresses: take!(ebpf, "our_addresses"),
             lanes: Lanes::of(ebpf)?,
-            listener_counters: CounterMap::take(ebpf, ["listener_counters", "listener_bases"], |lanes| {
-                &lanes.listeners
-            })?,
-            backend_counters: CounterMap::take(ebpf, ["backend_counters", "backend_bases"], |lanes| {
-                &lanes.backends
-            })?,
+            listener_counters: CounterMap::new(
+                take!(ebpf, "listener_counters"),
+                take!(ebpf, "listener_bases"),
+                |lanes| &lanes.listeners,
+            )?,
+            backend_counters: CounterMap::new(
+                take!(ebpf, "backend_counters"),
+                take!(ebpf, "backend_bases"),
+                |lanes| &lanes.backends,
+            )?,
             drops: take!(ebpf, "drops"),
             cached,
         })

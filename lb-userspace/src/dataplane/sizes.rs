@@ -38,6 +38,12 @@ const CACHE_SHARE: u64 = 32;
 /// and each at most so many bytes: the kernel makes no array of 4 GiB.
 const MOST_CACHE_BYTES: u64 = 1 << 31;
 
+/// CPUs that the host may ever have.
+pub(super) fn cpus() -> Result<u32> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
+    Ok(u32::try_from(cpus).context("cannot count the CPUs")?.max(1))
+}
+
 /// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
@@ -81,8 +87,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn new(max_connections: u32, features: Features) -> Result<Self> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
-        let cpus = u32::try_from(cpus).context("cannot count the CPUs")?.max(1);
+        let cpus = cpus()?;
         ensure!(
             cpus <= MAX_CPUS,
             "this host may have {cpus} CPUs, and lb keeps account of {MAX_CPUS} at most"

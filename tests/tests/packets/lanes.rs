@@ -172,7 +172,7 @@ fn packets(lab: &Lab) -> Result<[u64; 2]> {
 }
 
 fn sent_by(connections: &[Connection]) -> u64 {
-    connections.iter().map(|_| 2 * u64::from(TIMES)).sum()
+    2 * u64::from(TIMES) * connections.len() as u64
 }
 
 /// A port that stays beside one that does not, at the same backend.

@@ -7,12 +7,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
-use aya::Ebpf;
 use aya::maps::{HashMap as HashMapOf, MapData, PerCpuArray};
-use lb_common::{Counters, Drops, Traffic};
+use lb_common::{Counters, Drops};
 
 use super::Maps;
-use crate::dataplane::lanes::{InLanes, add};
+use crate::dataplane::lanes::InLanes;
+use crate::dataplane::sizes::cpus;
 
 /// How often an id is looked at anew because lanes have become others meanwhile, before what was found has to do: it may lack
 /// what these have counted, until the next time.
@@ -32,16 +32,11 @@ pub(super) struct CounterMap {
 }
 
 impl CounterMap {
-    pub(super) fn take(
-        ebpf: &mut Ebpf,
-        [counted, bases]: [&str; 2],
+    pub(super) fn new(
+        counted: PerCpuArray<MapData, Counters>,
+        bases: HashMapOf<MapData, u32, Counters>,
         of_lanes: fn(&InLanes) -> &HashMap<u32, Counters>,
     ) -> Result<Self> {
-        let mut map =
-            |name| ebpf.take_map(name).with_context(|| format!("the eBPF object has no map `{name}`"));
-        let counted = map(counted)?.try_into().context("the counters are not an array for each CPU")?;
-        let bases: HashMapOf<_, u32, Counters> =
-            map(bases)?.try_into().context("the bases of the counters are not a hash map")?;
         let known_bases = bases.iter().collect::<Result<_, _>>().context("cannot read bases of counters")?;
         Ok(Self { counted, bases, known_bases, of_lanes })
     }
@@ -92,7 +87,7 @@ impl Tally<'_> {
 
     fn of_owner(&self, map: &CounterMap, id: u32) -> Result<Counters> {
         let (Found::Whole(counters) | Found::Lacking(counters)) = self.of_id(map, id, LOOKS)?;
-        Ok(map.known_bases.get(&id).map_or(counters, |base| less(&counters, base)))
+        Ok(map.known_bases.get(&id).map_or(counters, |base| counters.since(base)))
     }
 
     /// What has been counted under an id, for whomever: what is in the map and what is in lanes. What goes from there to here
@@ -102,7 +97,7 @@ impl Tally<'_> {
         let mut look = 1;
         loop {
             let mut total = Counters::default();
-            map.counted.get(&id, 0)?.iter().for_each(|counters| add_all(&mut total, counters));
+            map.counted.get(&id, 0)?.iter().for_each(|counters| total.add(counters));
             let mut is_whole = true;
             for (cpu, of_cpu) in (0..).zip(in_lanes.iter_mut()) {
                 // Later than the map, so that it lacks something rather than having it twice.
@@ -111,7 +106,7 @@ impl Tally<'_> {
                     is_whole = false;
                 }
                 if let Some(counters) = (map.of_lanes)(of_cpu).get(&id) {
-                    add_all(&mut total, counters);
+                    total.add(counters);
                 }
             }
             match () {
@@ -182,31 +177,8 @@ impl Maps {
     }
 }
 
-const fn add_all(total: &mut Counters, more: &Counters) {
-    add(&mut total.to_backend, &more.to_backend);
-    add(&mut total.to_client, &more.to_client);
-    total.new_flows += more.new_flows;
-    total.refused += more.refused;
-}
-
-/// What has been counted since the base was noted.
-const fn less(counters: &Counters, base: &Counters) -> Counters {
-    const fn traffic(now: &Traffic, base: &Traffic) -> Traffic {
-        Traffic {
-            packets: now.packets.saturating_sub(base.packets),
-            bytes: now.bytes.saturating_sub(base.bytes),
-        }
-    }
-    Counters {
-        to_backend: traffic(&counters.to_backend, &base.to_backend),
-        to_client: traffic(&counters.to_client, &base.to_client),
-        new_flows: counters.new_flows.saturating_sub(base.new_flows),
-        refused: counters.refused.saturating_sub(base.refused),
-    }
-}
-
 fn clear<V: aya::Pod + Default>(map: &mut PerCpuArray<MapData, V>, id: u32) -> Result<()> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")?;
-    let zero = vec![V::default(); cpus].try_into().context("cannot lay out a value for each CPU")?;
+    let zero =
+        vec![V::default(); cpus()? as usize].try_into().context("cannot lay out a value for each CPU")?;
     map.set(id, zero, 0).context("cannot clear counters")
 }
