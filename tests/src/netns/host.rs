@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// Frames between namespaces wait in queues of the CPUs (1,000 frames, `net.core.netdev_max_backlog`) that all networks of
 /// the machine share, and before a native XDP program in one of 256. TCP fills such a queue until something is lost, and
-/// repeats it; a datagram of another test that is lost to a full queue is not repeated. So no connection has more under
-/// way than this, which the eight of a bulk test together do not fill the smaller queue with.
+/// repeats it; a datagram of another test that is lost to a full queue is not repeated. So no connection has much more under
+/// way than this: at most one segment of those that are cut up only where they leave.
 const SEND_BUFFER: &str = "4096 16384 32768";
 
 /// A host of a [`super::Net`]. Clones are the same host.

@@ -24,6 +24,9 @@ const DATAGRAM_LEN: usize = 1024;
 pub const STREAMS_PORT: u16 = 5201;
 /// Connections of [`streams`].
 const STREAMS: usize = 8;
+/// Segments that each of them may have under way. Together with two ACKs for each of them they fit the queue before a native XDP
+/// program, which holds 256 frames, however long the machine keeps the program from running.
+const WINDOW: usize = 10;
 
 /// How often each server has answered, by its name.
 pub type Tally = BTreeMap<String, usize>;
@@ -181,8 +184,12 @@ impl Session {
 }
 
 /// Sends as much as eight parallel connections carry in two seconds, to `address`, behind which is `server`; each must
-/// carry something.
+/// carry something. No frame is lost to a full queue.
 pub fn streams(server: &Host, client: &Host, address: IpAddr) -> Result<()> {
+    let by_gateway = format!("$(ip route get {address} | grep -o 'via [^ ]*')");
+    client
+        .shell(&format!("ip route replace {address} {by_gateway} dev eth0 cwnd lock {WINDOW}"))?
+        .success()?;
     let listening = server.spawn(&format!("iperf3 --server --port {STREAMS_PORT} --one-off --forceflush"))?;
     listening.wait_for_line("Server listening", PATIENCE)?;
     let report = client
