@@ -19,7 +19,7 @@ use nix::net::if_::if_nametoindex;
 use crate::site::{FLOWS, VIP};
 
 /// Frames that can be sent each second, more than there ever are.
-const FRAMES: f64 = 5e6;
+const FRAMES: f64 = 1e7;
 /// Repetitions of the program each second in which nothing is sent. More of one call than its time takes are only waited
 /// for, but between two calls nothing is sent.
 const IDLE: f64 = 2e7;
