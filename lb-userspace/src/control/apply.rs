@@ -46,7 +46,7 @@ struct Held {
 }
 
 impl Applier {
-    /// Reads what the maps hold: nothing after a fresh start, everything after an adoption.
+    /// Reads what adopted maps hold.
     ///
     /// # Errors
     ///
@@ -60,8 +60,12 @@ impl Applier {
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
         let ranges = maps.ranges()?.into_iter().collect();
         let sources = HeldSources::read(maps)?;
-        let held = Held { listeners, ranges, sources, vips, backends, removed, sets, ..Held::default() };
-        Ok(Self { ids: Ids::adopt(maps)?, held })
+        let mut ids = Ids::adopt(maps)?;
+        // No map remembers which listeners are gone; the first census tells which of these have flows.
+        let used = maps.used_listener_ids()?.into_iter();
+        let gone = used.filter(|&id| ids.hold_listener(id)).map(|id| (id, Instant::now())).collect();
+        let held = Held { listeners, ranges, sources, vips, backends, gone, removed, sets, settings: None };
+        Ok(Self { ids, held })
     }
 
     /// The backends in the maps, those included that the configuration has lost and that still drain.

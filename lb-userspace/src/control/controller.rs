@@ -165,10 +165,13 @@ impl Controller {
     /// If the kernel refuses the program, an interface cannot be attached to, or the host cannot be configured.
     pub async fn start(instance: Instance, file: PathBuf, config: Config, packet_log: bool) -> Result<Self> {
         let (mut dataplane, fragments) = load(&instance, &config, features(&config), packet_log)?;
-        if dataplane.origin == Origin::Adopted {
-            info!("adopted the pinned data plane; its flows go on");
-        }
-        let applier = Applier::read(&dataplane.maps)?;
+        let applier = match dataplane.origin {
+            Origin::Fresh => Applier::default(),
+            Origin::Adopted => {
+                info!("adopted the pinned data plane; its flows go on");
+                Applier::read(&dataplane.maps)?
+            }
+        };
         let flows = Flows::start(dataplane.take_collector().context("the data plane was taken apart")?)?;
         let events = Events::follow(dataplane.take_events().context("the data plane was taken apart")?);
         let resolver =
