@@ -69,8 +69,8 @@ impl<P: Pair> Course<P> {
         let ids = u64::from(self.backend) << 32 | u64::from(self.listener) << 16 | u64::from(self.port);
         let rest = u64::from(self.lag) << 16 | u64::from(self.protocol) << 8 | u64::from(self.direction);
         // A round for each word, since what differs in one must not make up for what differs in another.
-        let addresses = P::of(self.arrives, self.leaves).hash();
-        let state = round(round(round(round(addresses, ids), a << 32 | b), c), rest);
+        let addresses = P::hash_half(self.leaves, P::hash_half(self.arrives, ids));
+        let state = round(round(round(addresses, a << 32 | b), c), rest);
         (P::hash_half(self.snat, state) >> 16) as u32
     }
 

@@ -10,6 +10,9 @@ use crate::family::{Family, Pair};
 use crate::maps::{LANE_BOOKS, TICKS_PER_SECOND};
 use crate::{atomic, count};
 
+/// No number of a lane.
+const NOBODY: u32 = u32::MAX;
+
 /// Where a CPU has its lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes {
@@ -25,7 +28,9 @@ impl Lanes {
         // Never zero, which says that a lane has not been used yet.
         let this_tick = now() | 1;
         let begin = course.hash() & (F::lanes() - 1);
-        let mut idle = None;
+        // Not an Option: the compiler saves the number that it does not have from whatever register it likes, and the verifier lets
+        // no half of an address be saved.
+        let mut idle = NOBODY;
         for way in 0..LANE_WAYS {
             let number = begin ^ way;
             let lane = F::lane(self.first + number)?;
@@ -34,10 +39,10 @@ impl Lanes {
                 return Some(number as u16);
             }
             if lane.used == 0 || this_tick.wrapping_sub(lane.used) > TICKS_PER_SECOND.load() * LANE_S {
-                idle = Some(number);
+                idle = number;
             }
         }
-        self.turn::<F>(idle?, course, this_tick)
+        if idle == NOBODY { None } else { self.turn::<F>(idle, course, this_tick) }
     }
 
     /// Makes an idle lane that of another course.
