@@ -255,6 +255,16 @@ pub(crate) static LISTENER_BASES: Bases<{ LISTENER_IDS as usize }> = Bases::new(
 #[btf_map(name = "backend_bases")]
 pub(crate) static BACKEND_BASES: Bases<{ MAX_BACKENDS as usize }> = Bases::new();
 
+/// Listeners that are gone, by the ids that their flows still have: the lowest address, port and protocol of each. Written and read by
+/// the controller.
+#[btf_map(name = "gone_listeners")]
+pub(crate) static GONE_LISTENERS: HashMap<
+    u32,
+    ListenerKey,
+    { LISTENER_IDS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
 /// Where counting began. Counters only grow: two who write one would lose what the other counts.
 type Bases<const N: usize> = HashMap<u32, Counters, N, { BPF_F_NO_PREALLOC as usize }>;
 

@@ -210,28 +210,6 @@ fn echo_over_several_walks(session: &mut Session) -> Result<()> {
 }
 
 #[test]
-fn flows_of_a_listener_that_went_before_a_restart_count_for_no_other() -> Result<()> {
-    let family = Family::V4;
-    let lab = Lab::one_arm()?;
-    let all = Config::new(&lab, family);
-    let lb = Lb::start_with_rotation(&lab.balancer, &all.to_string(), 3)?;
-    let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    lb.reload(&Config { services: vec![Service::WEB], ..all.clone() }.to_string())?;
-    lb.kill9()?;
-
-    let other = Service { name: "other", port: 81, ..Service::WEB };
-    let lb = Lb::start(&lab.balancer, &Config { services: vec![Service::WEB, other], ..all }.to_string())?;
-    echo_over_several_walks(&mut session).context("of a listener that is gone")?;
-    let status = lb.status()?;
-    let counted = &status.listener("other-0")?["packets"];
-    ensure!(*counted == 0, "nobody has used port 81, and yet its listener counts {counted} packets");
-    lb.wait_for_rotation(3, traffic::PATIENCE)?;
-    traffic::curl(&lab.client, family.vip_port(81))?;
-    ensure!(lb.status()?.listener("other-0")?["new_flows"] == 1, "its own flow does not count");
-    lb.stop()
-}
-
-#[test]
 fn a_stopped_controller_leaves_the_data_plane_and_detach_removes_it() -> Result<()> {
     let family = Family::V4;
     let lab = Lab::one_arm()?;

@@ -46,7 +46,7 @@ fn boot(version: &str) -> Result<()> {
     let this = env::current_exe().context("cannot find this test's file")?;
     let tests = xtask::workspace().join("tests");
     let output = Command::new(tests.join("kernels/boot"))
-        .args([version, "--timeout", "600", "--modules", "veth"])
+        .args([version, "--timeout", "900", "--modules", "veth"])
         .args(["--file", &format!("{}:bin/kernels", this.display())])
         .args(["--file", &format!("{}:bin/packets", packet_tests()?.display())])
         .args(["--file", &format!("{}:cases", tests.join("packets").display())])

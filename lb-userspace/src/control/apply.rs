@@ -60,12 +60,9 @@ impl Applier {
         let sets = maps.set_names()?.into_iter().map(|(id, _)| (id, None)).collect();
         let ranges = maps.ranges()?.into_iter().collect();
         let sources = HeldSources::read(maps)?;
-        let mut ids = Ids::adopt(maps)?;
-        // No map remembers which listeners are gone; the first census tells which of these have flows.
-        let used = maps.used_listener_ids()?.into_iter();
-        let gone = used.filter(|&id| ids.hold_listener(id)).map(|id| (id, Instant::now())).collect();
+        let gone = maps.gone_listeners()?.into_iter().map(|(id, _)| (id, Instant::now())).collect();
         let held = Held { listeners, ranges, sources, vips, backends, gone, removed, sets, settings: None };
-        Ok(Self { ids, held })
+        Ok(Self { ids: Ids::adopt(maps)?, held })
     }
 
     /// The backends in the maps, those included that the configuration has lost and that still drain.
@@ -163,7 +160,7 @@ impl Applier {
 
     /// Writes every new key before it removes an old one: a listener whose ports change is never without any.
     fn apply_listeners(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
-        let Held { listeners, ranges, .. } = &mut self.held;
+        let Held { listeners, ranges, gone, .. } = &mut self.held;
         let held = listeners.values().chain(ranges.values());
         let known: BTreeSet<u32> = held.map(|listener| listener.id).collect();
         let wanted: BTreeSet<u32> = desired.all_listeners().map(|listener| listener.id).collect();
@@ -181,6 +178,13 @@ impl Applier {
                 ranges.insert(range, *listener);
             }
         }
+        // Before the maps lose the last that tells of them. Their ids stay taken, lest their flows count for others.
+        let going: Vec<u32> = known.difference(&wanted).copied().collect();
+        for &id in &going {
+            let Some(owner) = self.ids.owner_of_listener(id) else { continue };
+            maps.add_gone_listener(id, &unordered(owner))?;
+            gone.insert(id, Instant::now());
+        }
         for key in lost_keys(listeners, &desired.listeners) {
             maps.remove_listener(&unordered(key))?;
             listeners.remove(&key);
@@ -189,19 +193,37 @@ impl Applier {
             maps.remove_range(range)?;
             ranges.remove(&range);
         }
-        // Their ids stay taken, lest their flows count for others.
-        let gone = &mut self.held.gone;
-        gone.extend(known.difference(&wanted).map(|&id| (id, Instant::now())));
-        gone.retain(|id, _| !wanted.contains(id));
+        // Until now they may have been given flows.
+        gone.extend(going.iter().map(|&id| (id, Instant::now())));
+        let back: Vec<u32> = gone.keys().filter(|id| wanted.contains(id)).copied().collect();
+        for id in back {
+            maps.remove_gone_listener(id)?;
+            gone.remove(&id);
+        }
         Ok(())
     }
 
     /// Frees the ids of listeners that are gone and have no flows.
-    pub fn forget_listeners(&mut self, census: &Census) {
-        let gone = &mut self.held.gone;
-        let over = without_flows(gone, census, &census.by_listener);
-        gone.retain(|id, _| !over.contains(id));
-        self.ids.keep_listeners(|id| !over.contains(&id));
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be written.
+    pub fn forget_listeners(&mut self, maps: &mut Maps, census: &Census) -> Result<()> {
+        for id in self.over(census) {
+            maps.remove_gone_listener(id)?;
+            self.forget_listener(id);
+        }
+        Ok(())
+    }
+
+    /// Listeners that are gone and have no flows.
+    fn over(&self, census: &Census) -> Vec<u32> {
+        without_flows(&self.held.gone, census, &census.by_listener)
+    }
+
+    fn forget_listener(&mut self, id: u32) {
+        self.held.gone.remove(&id);
+        self.ids.keep_listeners(|other| other != id);
     }
 
     /// Adds VIPs, and the flags of what is about to be added to them: the program looks for listeners at VIPs only,
@@ -260,16 +282,29 @@ impl Applier {
             self.held.removed.remove(id);
         }
         self.ids.keep_backends(|id| !over.contains(&id));
+        if !over.is_empty() {
+            self.forget_sets(maps)?;
+        }
         Ok(over)
     }
 
     fn remove_sets(&mut self, maps: &mut Maps, desired: &Desired) -> Result<()> {
         for id in lost_keys(&self.held.sets, &desired.sets) {
             maps.remove_table(id)?;
-            maps.set_set_name(id, "")?;
             self.held.sets.remove(&id);
         }
-        self.ids.keep_sets(|id| desired.sets.contains_key(&id));
+        self.forget_sets(maps)
+    }
+
+    /// Frees the ids of sets that are gone and have no backends left that drain: these are known by set and address.
+    fn forget_sets(&mut self, maps: &mut Maps) -> Result<()> {
+        let Held { backends, sets, .. } = &self.held;
+        let draining: BTreeSet<u32> = backends.values().map(|backend| backend.set).collect();
+        let is_in_use = |id| sets.contains_key(&id) || draining.contains(&id);
+        for id in self.ids.sets().filter(|&id| !is_in_use(id)) {
+            maps.set_set_name(id, "")?;
+        }
+        self.ids.keep_sets(is_in_use);
         Ok(())
     }
 }
@@ -315,7 +350,7 @@ mod tests {
             (census(went, &[(0, 1)]), 2),
             (census(went, &[(7, 1)]), 0),
         ] {
-            applier.forget_listeners(&census);
+            applier.over(&census).into_iter().for_each(|id| applier.forget_listener(id));
             assert_eq!(applier.ids.listener(owner(81 + next)).unwrap(), u32::from(next));
         }
         assert!(applier.held.gone.is_empty());

@@ -343,9 +343,14 @@ impl Controller {
     /// Ends drains that have lasted long enough and frees the ids of listeners and backends that are gone, once they have no flows.
     fn keep_house(&mut self) {
         let census = self.flows.census();
-        self.applier.forget_listeners(&census);
+        if let Err(error) = self.applier.forget_listeners(&mut self.dataplane.maps, &census) {
+            error!("cannot free the id of a removed listener: {error:#}");
+        }
         match self.applier.forget_backends(&mut self.dataplane.maps, &census) {
-            Ok(forgotten) => self.drains.forget(&forgotten),
+            Ok(forgotten) => {
+                self.drains.forget(&forgotten);
+                self.flows.forget(forgotten);
+            }
             Err(error) => error!("cannot free the id of a removed backend: {error:#}"),
         }
         self.limit_flows(&self.overrides.applied_to(&self.config));

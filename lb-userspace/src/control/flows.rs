@@ -26,6 +26,7 @@ pub struct Flows {
 enum Order {
     Limits(Limits),
     Follow(Box<Collector>),
+    Forget(Vec<u32>),
     WalkNow(oneshot::Sender<()>),
 }
 
@@ -55,6 +56,11 @@ impl Flows {
     /// Walks by another collector of the same flows from now on.
     pub fn follow(&self, collector: Collector) {
         let _ = self.orders.send(Order::Follow(Box::new(collector)));
+    }
+
+    /// Lets `unanswered` of these backend ids begin at zero: others will have them.
+    pub fn forget(&self, backends: Vec<u32>) {
+        let _ = self.orders.send(Order::Forget(backends));
     }
 
     /// Walks now. What is returned waits for the end, for a status that is not a second old; at most for the time
@@ -92,6 +98,12 @@ fn walk_until_dropped(mut collector: Collector, orders: &Receiver<Order>, publis
                 collector
                     .forget_copies()
                     .unwrap_or_else(|error| error!("copies of flows may be stale: {error:#}"));
+                continue;
+            }
+            Ok(Order::Forget(backends)) => {
+                unanswered.retain(|backend, _| !backends.contains(backend));
+                publish
+                    .send_modify(|census| census.unanswered.retain(|backend, _| !backends.contains(backend)));
                 continue;
             }
             Ok(Order::WalkNow(done)) => waiting.push(done),

@@ -2,10 +2,10 @@
 //! the maps live, so that flows, counters and tables keep their meaning over reloads and restarts.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use lb_common::{LISTENER_IDS, MAX_BACKENDS, MAX_LISTENERS, MAX_SETS};
+use lb_common::{LISTENER_IDS, MAX_BACKENDS, MAX_SETS};
 
 use crate::dataplane::Maps;
 
@@ -44,6 +44,11 @@ impl Ids {
                 _ => ids.listeners.put(owner, id),
             }
         }
+        for (id, key) in maps.gone_listeners()? {
+            if ids.listeners.owner_of(id).is_none() {
+                ids.listeners.put((key.address.into(), key.port, key.protocol), id);
+            }
+        }
         for (id, name) in maps.set_names()? {
             ids.sets.put(name, id);
         }
@@ -62,15 +67,9 @@ impl Ids {
         self.listeners.get_or_give(owner, LISTENER_IDS, "listeners, those whose flows go on included")
     }
 
-    /// Keeps a listener id taken that may have flows of an owner nobody remembers. Returns whether it is now: not if somebody owns
-    /// it, nor if a configuration of nothing but new listeners would find no room.
-    pub fn hold_listener(&mut self, id: u32) -> bool {
-        let has_room = self.listeners.owners.len() < (LISTENER_IDS - MAX_LISTENERS) as usize;
-        if !has_room || self.listeners.owner_of(id).is_some() {
-            return false;
-        }
-        self.listeners.put(nobody(id), id);
-        true
+    /// Who owns a listener id.
+    pub fn owner_of_listener(&self, id: u32) -> Option<ListenerOwner> {
+        self.listeners.owner_of(id).copied()
     }
 
     /// The id of a set.
@@ -79,7 +78,16 @@ impl Ids {
     ///
     /// If there are too many.
     pub fn set(&mut self, name: &str) -> Result<u32> {
-        self.sets.get_or_give(name.to_owned(), MAX_SETS, "backend sets")
+        self.sets.get_or_give(
+            name.to_owned(),
+            MAX_SETS,
+            "backend sets, those whose backends still drain included",
+        )
+    }
+
+    /// Ids of all sets.
+    pub fn sets(&self) -> impl Iterator<Item = u32> {
+        self.sets.owners.keys().copied()
     }
 
     /// The name behind the id of a set.
@@ -110,12 +118,6 @@ impl Ids {
     pub fn keep_backends(&mut self, wanted: impl Fn(u32) -> bool) {
         self.backends.keep(wanted);
     }
-}
-
-/// Who owns a listener id whose owner is not known: no listener has this protocol number.
-fn nobody(id: u32) -> ListenerOwner {
-    const { assert!(LISTENER_IDS <= 1 << 16) };
-    (Ipv6Addr::UNSPECIFIED.into(), id as u16, 0)
 }
 
 /// Owners and their ids; the lowest free id is given next, so that the maps stay dense for their readers.
@@ -186,20 +188,5 @@ mod tests {
         assert_eq!(give(&mut table, "d"), 1);
         assert_eq!(give(&mut table, "c"), 2);
         assert!(table.get_or_give("e", 3, "things").is_err());
-    }
-
-    #[test]
-    fn ids_that_are_held_are_given_to_nobody_and_leave_room_for_a_new_configuration() {
-        let mut ids = Ids::default();
-        let owner = |port| (IpAddr::V6(Ipv6Addr::LOCALHOST), port, 6);
-        assert_eq!(ids.listener(owner(0)).unwrap(), 0);
-        assert_eq!([0, 1, 3, 1].map(|id| ids.hold_listener(id)), [false, true, true, false]);
-        assert_eq!([1, 2].map(|port| ids.listener(owner(port)).unwrap()), [2, 4]);
-
-        let held = (0..LISTENER_IDS).filter(|&id| ids.hold_listener(id)).count();
-        assert!(held > 0);
-        assert!((3..3 + MAX_LISTENERS as u16).all(|port| ids.listener(owner(port)).is_ok()));
-        ids.keep_listeners(|id| id != 1);
-        assert_eq!(ids.listener(owner(u16::MAX)).unwrap(), 1);
     }
 }

@@ -89,13 +89,18 @@ pub fn try_kernel() -> Result<bool> {
     Clock::alone()?.is_compiled()
 }
 
+/// How often this is in a second, rounded: the kernel tells its tick in whole nanoseconds, of which 300 times as many are not a second.
+fn per_second(tick: Duration) -> u128 {
+    let nanoseconds = tick.as_nanos().max(1);
+    (1_000_000_000 + nanoseconds / 2) / nanoseconds
+}
+
 /// The kernel's HZ: the coarse clocks advance once a tick, so their resolution is its length (kernel 2.6.32).
 pub(super) fn ticks_per_second() -> Result<u32> {
     let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .context("cannot read the resolution of the coarse clock")?;
     let tick = Duration::from(resolution);
-    u32::try_from(1_000_000_000_u128.div_ceil(tick.as_nanos().max(1)))
-        .context("the kernel's tick is too short")
+    u32::try_from(per_second(tick)).context("the kernel's tick is too short")
 }
 
 #[cfg(test)]
@@ -113,5 +118,7 @@ mod tests {
     #[test]
     fn the_kernel_ticks_at_a_rate_it_can_be_built_with() {
         assert!([100, 250, 300, 1000].contains(&ticks_per_second().unwrap()));
+        let rate = |nanoseconds| per_second(Duration::from_nanos(nanoseconds));
+        assert_eq!([10_000_000, 4_000_000, 3_333_333, 1_000_000].map(rate), [100, 250, 300, 1000]);
     }
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{HashMap as HashMapOf, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap as HashMapOf, MapData, PerCpuArray};
 use lb_common::{Counters, Drops};
 
 use super::Maps;
@@ -122,22 +122,6 @@ impl Maps {
     /// All counters.
     pub fn tally(&self) -> Tally<'_> {
         Tally { maps: self, in_lanes: RefCell::new(self.lanes.read_all()) }
-    }
-
-    /// The listener ids under which flows have ever been made.
-    ///
-    /// # Errors
-    ///
-    /// If a map cannot be read.
-    pub fn used_listener_ids(&self) -> Result<Vec<u32>> {
-        let counted = self.listener_counters.counted.iter().zip(0..);
-        let is_used =
-            |of_cpus: &PerCpuValues<Counters>| of_cpus.iter().any(|counters| counters.new_flows != 0);
-        let ids = counted.filter_map(|(of_cpus, id)| match of_cpus {
-            Ok(of_cpus) => is_used(&of_cpus).then_some(Ok(id)),
-            Err(error) => Some(Err(error)),
-        });
-        ids.collect::<Result<_, _>>().context("cannot read the map `listener_counters`")
     }
 
     /// Lets the counters of listener ids begin at zero: they are given to other listeners.

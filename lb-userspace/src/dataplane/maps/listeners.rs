@@ -102,6 +102,33 @@ impl Maps {
         self.listeners.remove(key).context("cannot remove a listener from the map `listeners`")
     }
 
+    /// Listeners that are gone and whose flows may go on: their ids, and the lowest key of each.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn gone_listeners(&self) -> Result<Vec<(u32, ListenerKey)>> {
+        self.gone_listeners.iter().collect::<Result<_, _>>().context("cannot read the map `gone_listeners`")
+    }
+
+    /// Notes for a later controller that a listener goes.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full.
+    pub fn add_gone_listener(&mut self, id: u32, key: &ListenerKey) -> Result<()> {
+        self.gone_listeners.insert(id, key, 0).context("cannot write the map `gone_listeners`")
+    }
+
+    /// Forgets a listener that went: it has no flows any more, or it has come back.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub fn remove_gone_listener(&mut self, id: u32) -> Result<()> {
+        self.gone_listeners.remove(&id).context("cannot remove a listener from the map `gone_listeners`")
+    }
+
     /// All listeners of many ports.
     ///
     /// # Errors
