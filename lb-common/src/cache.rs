@@ -206,8 +206,7 @@ const fn fold(sum: u64) -> u64 {
 
 #[inline(always)]
 pub(crate) const fn round(state: u64, word: u64) -> u64 {
-    let product = (state ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    product ^ (product >> 32)
+    fold(product(state ^ word, 0))
 }
 
 /// Value of the maps `cached_v4` and `cached_v6`: what an established flow does not share with others, in half a cache line. What it

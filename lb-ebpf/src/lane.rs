@@ -11,7 +11,7 @@ use crate::maps::{LANE_BOOKS, TICKS_PER_SECOND};
 use crate::{atomic, count};
 
 /// No number of a lane.
-const NOBODY: u32 = u32::MAX;
+const NO_LANE: u32 = u32::MAX;
 
 /// Where a CPU has its lanes.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ impl Lanes {
         let begin = course.hash() & (F::lanes() - 1);
         // Not an Option: the compiler saves the number that it does not have from whatever register it likes, and the verifier lets
         // no half of an address be saved.
-        let mut idle = NOBODY;
+        let mut idle = NO_LANE;
         for way in 0..LANE_WAYS {
             let number = begin ^ way;
             let lane = F::lane(self.first + number)?;
@@ -42,7 +42,7 @@ impl Lanes {
                 idle = number;
             }
         }
-        if idle == NOBODY { None } else { self.turn::<F>(idle, course, this_tick) }
+        if idle == NO_LANE { None } else { self.turn::<F>(idle, course, this_tick) }
     }
 
     /// Makes an idle lane that of another course.

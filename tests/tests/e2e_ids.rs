@@ -16,19 +16,22 @@ const KNOCKS: usize = 30;
 /// What comes after others have gone, to the same servers.
 const OTHER: Service = Service { name: "other", protocol: "tcp", port: 81, backend_port: 7 };
 
+/// A configuration with these services.
+fn serving(lab: &Lab, family: Family, services: &[Service]) -> String {
+    Config { services: services.to_vec(), ..Config::new(lab, family) }.to_string()
+}
+
 #[test]
 fn flows_of_a_listener_that_went_before_a_restart_count_for_no_other() -> Result<()> {
     let family = Family::V4;
     let lab = Lab::one_arm()?;
-    let of = |services: &[Service]| {
-        Config { services: services.to_vec(), ..Config::new(&lab, family) }.to_string()
-    };
-    let lb = Lb::start_with_rotation(&lab.balancer, &of(&[Service::WEB, Service::ECHO]), 3)?;
+    let lb =
+        Lb::start_with_rotation(&lab.balancer, &serving(&lab, family, &[Service::WEB, Service::ECHO]), 3)?;
     let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    lb.reload(&of(&[Service::WEB]))?;
+    lb.reload(&serving(&lab, family, &[Service::WEB]))?;
     lb.kill9()?;
 
-    let lb = Lb::start(&lab.balancer, &of(&[Service::WEB, OTHER]))?;
+    let lb = Lb::start(&lab.balancer, &serving(&lab, family, &[Service::WEB, OTHER]))?;
     session.echo(&[1; 1 << 16]).context("of a listener that is gone")?;
     let status = lb.status()?;
     let counted = &status.listener("other-0")?["packets"];
@@ -51,15 +54,15 @@ fn a_listener_that_comes_back_with_a_restart_owns_its_flows_v6() -> Result<()> {
 
 fn a_listener_that_comes_back_with_a_restart_owns_its_flows(family: Family) -> Result<()> {
     let lab = Lab::one_arm()?;
-    let all = Config::new(&lab, family);
-    let lb = Lb::start_with_rotation(&lab.balancer, &all.to_string(), 3)?;
+    let lb =
+        Lb::start_with_rotation(&lab.balancer, &serving(&lab, family, &[Service::WEB, Service::ECHO]), 3)?;
     let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    lb.reload(&Config { services: vec![Service::WEB], ..all.clone() }.to_string())?;
+    lb.reload(&serving(&lab, family, &[Service::WEB]))?;
     lb.kill9()?;
     // Gone before this one and back with the next, whose controller has to find its id once more.
-    Lb::start(&lab.balancer, &Config { services: vec![Service::WEB], ..all.clone() }.to_string())?.kill9()?;
+    Lb::start(&lab.balancer, &serving(&lab, family, &[Service::WEB]))?.kill9()?;
 
-    let lb = Lb::start(&lab.balancer, &all.to_string())?;
+    let lb = Lb::start(&lab.balancer, &serving(&lab, family, &[Service::WEB, Service::ECHO]))?;
     session.echo(b"mine again")?;
     wait::until("the listener to have its flow", LONG, || {
         Ok((lb.status()?.listener("echo-0")?["active_flows"] == 1).then_some(()))
@@ -77,18 +80,16 @@ fn a_listener_that_comes_back_with_a_restart_owns_its_flows(family: Family) -> R
 fn a_new_set_does_not_inherit_what_drains_in_another() -> Result<()> {
     let family = Family::V4;
     let lab = Lab::one_arm()?;
-    let of = |services: &[Service]| {
-        Config { services: services.to_vec(), ..Config::new(&lab, family) }.to_string()
-    };
-    let mut lb = Lb::start_with_rotation(&lab.balancer, &of(&[Service::WEB, Service::ECHO]), 3)?;
+    let mut lb =
+        Lb::start_with_rotation(&lab.balancer, &serving(&lab, family, &[Service::WEB, Service::ECHO]), 3)?;
     let mut session = Session::open(&lab.client, None, family.vip_port(7))?;
-    lb.reload(&of(&[Service::WEB]))?;
+    lb.reload(&serving(&lab, family, &[Service::WEB]))?;
     for restart in [false, true] {
         if restart {
             lb.kill9()?;
-            lb = Lb::start(&lab.balancer, &of(&[Service::WEB]))?;
+            lb = Lb::start(&lab.balancer, &serving(&lab, family, &[Service::WEB]))?;
         }
-        lb.reload(&of(&[Service::WEB, OTHER]))?;
+        lb.reload(&serving(&lab, family, &[Service::WEB, OTHER]))?;
         lb.wait_for_rotation(3, traffic::PATIENCE)?;
         session.echo(&[1; 1 << 16]).context("with a server that drains")?;
         let status = lb.status()?;

@@ -223,7 +223,7 @@ impl Applier {
 
     fn forget_listener(&mut self, id: u32) {
         self.held.gone.remove(&id);
-        self.ids.keep_listeners(|other| other != id);
+        self.ids.free_listener(id);
     }
 
     /// Adds VIPs, and the flags of what is about to be added to them: the program looks for listeners at VIPs only,

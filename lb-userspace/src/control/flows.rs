@@ -60,7 +60,10 @@ impl Flows {
 
     /// Lets `unanswered` of these backend ids begin at zero: others will have them.
     pub fn forget(&self, backends: Vec<u32>) {
-        let _ = self.orders.send(Order::Forget(backends));
+        // Each order begins the pause between two walks anew.
+        if !backends.is_empty() {
+            let _ = self.orders.send(Order::Forget(backends));
+        }
     }
 
     /// Walks now. What is returned waits for the end, for a status that is not a second old; at most for the time

@@ -104,9 +104,9 @@ impl Ids {
         self.backends.get_or_give(owner, MAX_BACKENDS, "backends, those that still drain included")
     }
 
-    /// Takes back the ids of listeners that are no longer wanted.
-    pub fn keep_listeners(&mut self, wanted: impl Fn(u32) -> bool) {
-        self.listeners.keep(wanted);
+    /// Takes back the id of a listener.
+    pub fn free_listener(&mut self, id: u32) {
+        self.listeners.free(id);
     }
 
     /// Takes back the ids of sets that are no longer wanted.
@@ -166,6 +166,12 @@ impl<O: Ord + Clone> Table<O> {
         }
         self.put(owner, free);
         Ok(free)
+    }
+
+    fn free(&mut self, id: u32) {
+        if let Some(owner) = self.owners.remove(&id) {
+            self.ids.remove(&owner);
+        }
     }
 
     fn keep(&mut self, wanted: impl Fn(u32) -> bool) {
