@@ -24,9 +24,10 @@ const DATAGRAM_LEN: usize = 1024;
 pub const STREAMS_PORT: u16 = 5201;
 /// Connections of [`streams`].
 const STREAMS: usize = 8;
-/// Segments that each of them may have under way. Together with two ACKs for each of them they fit the queue before a native XDP
-/// program, which holds 256 frames, however long the machine keeps the program from running.
-const WINDOW: usize = 10;
+/// Receive buffer of each of them, of which the kernel offers the sender a window of four segments. Those of all, their ACKs, and
+/// all of it once more, sent anew because a machine that stood still let the timers run out, fit the queue before a native XDP
+/// program, which holds 256 frames.
+const WINDOW: &str = "6K";
 
 /// How often each server has answered, by its name.
 pub type Tally = BTreeMap<String, usize>;
@@ -186,15 +187,11 @@ impl Session {
 /// Sends as much as eight parallel connections carry in two seconds, to `address`, behind which is `server`; each must
 /// carry something. No frame is lost to a full queue.
 pub fn streams(server: &Host, client: &Host, address: IpAddr) -> Result<()> {
-    let by_gateway = format!("$(ip route get {address} | grep -o 'via [^ ]*')");
-    client
-        .shell(&format!("ip route replace {address} {by_gateway} dev eth0 cwnd lock {WINDOW}"))?
-        .success()?;
     let listening = server.spawn(&format!("iperf3 --server --port {STREAMS_PORT} --one-off --forceflush"))?;
     listening.wait_for_line("Server listening", PATIENCE)?;
     let report = client
         .run(&format!(
-            "iperf3 --client {address} --port {STREAMS_PORT} --parallel {STREAMS} --time 2 --json"
+            "iperf3 --client {address} --port {STREAMS_PORT} --parallel {STREAMS} --window {WINDOW} --time 2 --json"
         ))?
         .success()?
         .stdout;
