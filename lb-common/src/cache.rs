@@ -28,7 +28,7 @@ pub trait Pair: Copy + Debug + Default + Eq {
     /// Whether it is the same pair.
     fn is(self, other: Self) -> bool;
 
-    /// What it is hashed to, together with the rest of the tuple.
+    /// What it is hashed to, together with the rest of the tuple: see [`Tuple::hash`].
     fn hash(self, rest: u64) -> u64;
 
     /// What a half is hashed to, together with a word.
@@ -67,7 +67,7 @@ impl Pair for [u64; 1] {
 
     #[inline(always)]
     fn hash(self, rest: u64) -> u64 {
-        round(round(0, self[0]), rest)
+        mixed(product(self[0], 0).wrapping_add(product(rest, 1)))
     }
 
     #[inline(always)]
@@ -101,8 +101,7 @@ impl Pair for [u64; 4] {
         let [a, b, c, d] = self;
         let source = product(a, 0).wrapping_add(product(b, 1));
         let destination = product(c, 2).wrapping_add(product(d, 3));
-        // A round, since of the high bytes of a word only the highest of its product depend.
-        round(0, fold(source.wrapping_add(destination).wrapping_add(product(rest, 4))))
+        mixed(source.wrapping_add(destination).wrapping_add(product(rest, 4)))
     }
 
     #[inline(always)]
@@ -150,29 +149,24 @@ impl<P: Pair> Tuple<P> {
         (self.rest >> 32) as u8
     }
 
-    /// What it is hashed to: the low half for its places in the cache and its group, the high half for what tells it from others there.
-    /// A collision costs a lookup and nothing else.
+    /// What it is hashed to. Only the high half depends on all of it: that is for its places in the cache, for its group, and for
+    /// what tells it from others there. A collision costs a lookup and nothing else.
     #[inline(always)]
     pub fn hash(&self) -> u64 {
-        // The low half are the bits in the middle, since those of a product's ends depend on less of it.
-        self.addresses.hash(self.rest).rotate_right(16)
+        self.addresses.hash(self.rest)
     }
 }
 
 /// Ports, host order, as the word that they are in a packet.
 #[inline(always)]
 pub const fn wire_ports(source: u16, destination: u16) -> u32 {
-    join_ports(source.to_be(), destination.to_be())
+    join_ports(source.to_be() as u32, destination.to_be() as u32)
 }
 
-/// Ports, as they are in a packet, as one word.
+/// Ports of 16 bits, as they are in a packet, as one word.
 #[inline(always)]
-pub const fn join_ports(source: u16, destination: u16) -> u32 {
-    if cfg!(target_endian = "little") {
-        source as u32 | (destination as u32) << 16
-    } else {
-        (source as u32) << 16 | destination as u32
-    }
+pub const fn join_ports(source: u32, destination: u32) -> u32 {
+    if cfg!(target_endian = "little") { source | destination << 16 } else { source << 16 | destination }
 }
 
 /// The inverse of [`join_ports`].
@@ -194,7 +188,7 @@ const FACTORS: [u64; 5] = [
 /// A part of a sum over words, each with a factor of its own: a processor multiplies all of them at once, where rounds wait for each
 /// other.
 #[inline(always)]
-const fn product(word: u64, number: usize) -> u64 {
+pub const fn product(word: u64, number: usize) -> u64 {
     word.wrapping_mul(FACTORS[number])
 }
 
@@ -202,6 +196,14 @@ const fn product(word: u64, number: usize) -> u64 {
 #[inline(always)]
 const fn fold(sum: u64) -> u64 {
     sum ^ (sum >> 32)
+}
+
+/// What a sum of products is hashed to. They are multiplied once more, since on the high bytes of a word only the highest of its product
+/// depend; and words that follow each other at the same distance do so no more after the last step.
+#[inline(always)]
+const fn mixed(sum: u64) -> u64 {
+    let product = product(fold(sum), 0);
+    product ^ (product >> 20)
 }
 
 #[inline(always)]
@@ -245,10 +247,15 @@ impl<P: Pair> CachedFlow<P> {
         self.key as u32
     }
 
-    /// Puts a key together.
+    /// The bit that is set in every key.
+    pub const IN_USE: u64 = 1 << 32;
+    /// The least bit of the guard that counts generations.
+    pub const GENERATION: u64 = 1 << 33;
+
+    /// Puts the part of a key together that its packet tells: the bits of the guard above [`CachedFlow::IN_USE`] are those of a hash.
     #[inline(always)]
-    pub const fn key_of(ports: u32, guard: u32) -> u64 {
-        ports as u64 | (guard as u64) << 32
+    pub const fn mark_of(ports: u32, hash: u64) -> u64 {
+        ports as u64 | (hash & !(Self::GENERATION - 1))
     }
 }
 
@@ -274,19 +281,34 @@ pub struct CacheUse {
     pub mask: u32,
     /// Index of its first lane.
     pub first_lane: u32,
+    /// What the keys of these entries have in common, as [`CacheUse::salt_of`] says.
+    pub salt: u64,
 }
 
 impl CacheUse {
     /// Before the first packet.
     pub const NONE: Self =
-        Self { hits: 0, crowded: 0, pause: 0, entries: 0, first: 0, mask: 0, first_lane: 0 };
+        Self { hits: 0, crowded: 0, pause: 0, entries: 0, first: 0, mask: 0, first_lane: 0, salt: 0 };
+
+    /// Part of every key while these entries are in use: no key is zero, and what was kept where it is not looked for any more does
+    /// not come back.
+    #[inline(always)]
+    pub const fn salt_of(mask: u32) -> u64 {
+        CachedFlow::<[u64; 1]>::IN_USE | (mask as u64) << 43
+    }
+}
+
+/// The first of a tuple's places, by its hash: modulo the number of entries in use.
+#[inline(always)]
+pub const fn place_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 /// The generation that is raised when a flow goes or changes whose tuple has this hash: its index among all of them.
 #[inline(always)]
-pub const fn generation_of(hash: u32) -> u32 {
+pub const fn generation_of(hash: u64) -> u32 {
     // The bits above those that places are told apart by.
-    (hash >> MAX_CACHE_ENTRIES.ilog2()) % GENERATIONS
+    (place_of(hash) >> MAX_CACHE_ENTRIES.ilog2()) % GENERATIONS
 }
 
 const _: () = assert!(GENERATIONS.is_power_of_two());
@@ -305,7 +327,7 @@ mod tests {
     /// The share of places that as many flows as there are places fall to; 63 % if they fall at random.
     fn spread<A: Address>(keys: impl Iterator<Item = FlowKey<A>>) -> usize {
         let mut used = [false; PLACES];
-        keys.take(PLACES).for_each(|key| used[Tuple::of(&key).hash() as usize % PLACES] = true);
+        keys.take(PLACES).for_each(|key| used[place_of(Tuple::of(&key).hash()) as usize % PLACES] = true);
         100 * used.iter().filter(|&&used| used).count() / PLACES
     }
 
@@ -340,6 +362,22 @@ mod tests {
         })
     }
 
+    fn of_one_client(key: FlowKey<Addr4>) -> FlowKey<Addr4> {
+        let [.., high, low] = key.source.bytes;
+        FlowKey {
+            source: Addr4 { bytes: [10, 9, 0, 1] },
+            source_port: u16::from_be_bytes([high, low]),
+            ..key
+        }
+    }
+
+    fn of_64_ports(key: FlowKey<Addr4>) -> FlowKey<Addr4> {
+        let [.., high, low] = key.source.bytes;
+        let number = u16::from_be_bytes([high, low]);
+        let [high, low] = (number / 64).to_be_bytes();
+        FlowKey { source: Addr4 { bytes: [10, 9, high, low] }, source_port: 32_768 + number % 64, ..key }
+    }
+
     /// 64 ports of each of 64 clients.
     fn grid(key: FlowKey<Addr6>) -> FlowKey<Addr6> {
         let [.., high, low] = key.source.bytes;
@@ -355,6 +393,10 @@ mod tests {
             spread(keys_v4()),
             spread(keys_v4().map(|key| FlowKey { source_port: key.source.words()[0] as u16, ..key })),
             spread(keys_v4().map(FlowKey::reversed)),
+            spread(keys_v4().map(of_one_client)),
+            spread(keys_v4().map(of_one_client).map(FlowKey::reversed)),
+            spread(keys_v4().map(of_64_ports)),
+            spread(keys_v4().map(of_64_ports).map(FlowKey::reversed)),
             spread(keys_v6(false)),
             spread(keys_v6(true)),
             spread(keys_v6(true).map(FlowKey::reversed)),

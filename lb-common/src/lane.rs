@@ -57,8 +57,8 @@ pub struct Course<P: Pair> {
     pub direction: u8,
     /// 1: `snat` stands for the client at the backend; 0: the client's own address does.
     pub hides_client: u8,
-    /// Padding, always zero.
-    pub _pad: u8,
+    /// 1: the packets leave by the interface that they came in by.
+    pub turns_back: u8,
 }
 
 impl<P: Pair> Course<P> {

@@ -10,19 +10,18 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::{self, Pair as _, WAYS, generation_of, split_ports};
+use lb_common::cache::{self, Pair as _, WAYS, generation_of, place_of, product, split_ports};
 use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATIONS, Lane, Tuple};
 
-use crate::atomic;
 use crate::clock::now;
-use crate::family::{Family, Half, Pair};
+use crate::family::{Direction, Family, Half, Pair};
 use crate::flow::Known;
 use crate::frame::Frame;
 use crate::lane::Lanes;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
 use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
-use crate::word;
+use crate::{atomic, count, word};
 
 /// Entries that a CPU begins with, if it has as many: 128 KiB of IPv4.
 const FIRST_ENTRIES: u32 = 1 << 12;
@@ -42,17 +41,33 @@ const PAUSE: u32 = 1 << 24;
 /// Packets after which a CPU tries with half of the entries.
 const TRIED: u32 = 1 << 26;
 
+/// Where and when a packet is handled. Asked for before anything is known of the packet, since whatever is known has to be put
+/// aside around a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    cpu: u32,
+    tick: u32,
+}
+
+impl Moment {
+    #[inline(always)]
+    pub(crate) fn now() -> Self {
+        Self { cpu: this_cpu(), tick: now() }
+    }
+}
+
 /// A copy of a flow, with what it has in common with others.
 pub(crate) struct Copied<F: Family> {
     pub(crate) own: &'static CachedFlow<Pair<F>>,
     pub(crate) lane: &'static mut Lane<Pair<F>>,
+    caching: &'static mut CacheUse,
 }
 
 /// By what a packet's flow is looked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Sought {
     hash: u64,
-    /// Its key, but for the generation and the size of the cache.
+    /// Its key, but for the generation and the salt.
     mark: u64,
 }
 
@@ -61,55 +76,64 @@ impl Sought {
     #[inline(always)]
     pub(crate) fn new<P: cache::Pair>(tuple: &Tuple<P>, ethernet: &Ethernet, ingress: u32) -> Self {
         let hash = tuple.hash();
-        let [a, b, c] = ethernet.addresses().map(u64::from);
-        let sender = (a | b << 32).wrapping_add(c | u64::from(ingress) << 32);
-        let guard = sender.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash;
-        // Both at once, lest all that they are made of is put aside around the next call.
-        let mark = word::settled(CachedFlow::<P>::key_of(tuple.ports(), (guard >> 32) as u32));
-        Self { hash: word::settled(hash), mark }
+        let [first, last] = ethernet.address_doubles();
+        // The last four bytes are in the high half, which is all that counts, and the others are in `first`.
+        let sender = product(first.wrapping_add(product(ingress.into(), 0)), 0).wrapping_add(last);
+        Self { hash, mark: CachedFlow::<P>::mark_of(tuple.ports(), sender ^ hash) }
     }
 
-    /// The key of its entry: of one sender and tuple, no two generations have the same, and what was kept where it is not
-    /// looked for any more does not come back.
+    /// The key of its entry: of one sender and tuple, no two generations have the same, and none of what was kept where it is not
+    /// looked for any more does.
     #[inline(always)]
     fn key(self, caching: &CacheUse) -> u64 {
         // SAFETY: the value is an aligned u64, which other CPUs add to at any time.
-        let generation = unsafe { GENERATION.at(generation_of(self.hash as u32)).read_volatile() };
-        (self.mark ^ generation << 33 ^ u64::from(caching.mask) << 43) | 1 << 32
+        let generation = unsafe { GENERATION.at(generation_of(self.hash)).read_volatile() };
+        self.mark ^ generation ^ caching.salt
     }
 }
 
 /// A CPU's first entry for a tuple of this hash. Its entries are a power of two in number and size, and none is another's.
 #[inline(always)]
 const fn index(hash: u64, caching: &CacheUse) -> u32 {
-    caching.first + (hash as u32 & caching.mask)
+    caching.first + (place_of(hash) & caching.mask)
 }
 
-/// The flow of a packet, if it is one of the last moment. The addresses are needed only to make sure of it.
+/// The copy of a packet's flow, if there is one and it holds. Whether it is of this very flow, its protocol and addresses tell.
 #[inline(always)]
-pub(crate) fn find<F: Family>(
-    sought: Sought,
-    protocol: u8,
-    length: u16,
-    addresses: impl FnOnce() -> Pair<F>,
-) -> Option<Copied<F>> {
-    let (cpu, now) = (this_cpu(), now());
-    let caching = F::cache_use(cpu);
+pub(crate) fn find<F: Family>(sought: Sought, length: u32, moment: Moment) -> Option<Copied<F>> {
+    let caching = F::cache_use(moment.cpu);
     if caching.mask == 0 {
         return None;
     }
     let own = look::<F>(index(sought.hash, caching), word::settled(sought.key(caching)))?;
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
-    if course.protocol != protocol
-        || now.wrapping_sub(own.since) >= u32::from(course.lag)
-        || length > course.mtu
-        || !is_between(own, course, addresses())
-    {
+    if moment.tick.wrapping_sub(own.since) >= u32::from(course.lag) || length > u32::from(course.mtu) {
         return None;
     }
-    caching.hits += 1;
-    Some(Copied { own, lane })
+    Some(Copied { own, lane, caching })
+}
+
+impl<F: Family> Copied<F> {
+    /// Whether it is of packets in this direction with these addresses.
+    #[inline(always)]
+    pub(crate) fn is_between<D: Direction>(&self, addresses: Pair<F>) -> bool {
+        let Self { own, lane, .. } = self;
+        let course = &lane.course;
+        let expected = if D::IS_TO_BACKEND {
+            Pair::<F>::of(own.client, course.arrives)
+        } else {
+            Pair::<F>::of(course.arrives, course.at_backend(own.client))
+        };
+        expected.is(addresses)
+    }
+
+    /// Counts a packet of so many bytes that takes its course.
+    #[inline(always)]
+    pub(crate) fn count(&mut self, length: u32) {
+        self.caching.hits += 1;
+        count::in_lane(&mut self.lane.traffic, length);
+    }
 }
 
 /// The entry with this key; `index` is that of the first of its places.
@@ -124,53 +148,54 @@ fn look<F: Family>(index: u32, key: u64) -> Option<&'static CachedFlow<Pair<F>>>
     None
 }
 
-/// Whether the packets of a copied flow come with these addresses.
-#[inline(always)]
-fn is_between<P: cache::Pair>(own: &CachedFlow<P>, course: &Course<P>, addresses: P) -> bool {
-    let expected = if course.is_to_backend() {
-        P::of(own.client, course.arrives)
-    } else {
-        P::of(course.arrives, course.at_backend(own.client))
-    };
-    expected.is(addresses)
-}
-
-/// Where this CPU would keep the flow of a packet.
-pub(crate) struct Place<F: Family> {
-    tuple: Tuple<Pair<F>>,
+/// Where this CPU would keep the flow of a packet, and as what. Not in an Option: the compiler puts aside what it does not have, and the
+/// verifier lets no register be read that nothing was written to.
+pub(crate) struct Place {
     index: u32,
-    /// Made before the flow is looked at: what changes while it is copied makes the copy stale.
+    /// Made before the flow is looked at: what changes while it is copied makes the copy stale. 0: nowhere.
     key: u64,
-    lanes: Lanes,
-    caching: &'static mut CacheUse,
 }
 
-/// The place for the flow of a packet; `None` while this CPU does without a cache, or if the packet tells more than that
+impl Place {
+    const NOWHERE: Self = Self { index: 0, key: 0 };
+}
+
+/// The place for the flow of a packet: nowhere while this CPU does without a cache, or if the packet tells more than that
 /// its connection goes on.
 #[inline(always)]
-pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>) -> Option<Place<F>> {
-    let cpu = this_cpu();
-    let caching = F::cache_use(cpu);
+pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>, moment: Moment) -> Place {
+    let caching = F::cache_use(moment.cpu);
     if caching.pause != 0 {
         caching.pause -= 1;
-        return None;
+        return Place::NOWHERE;
     }
+    let Some(ethernet) = frame.at(0) else { return Place::NOWHERE };
     if shows_news(packet) || !packet.is_sound {
-        return None;
+        return Place::NOWHERE;
     }
-    resize::<F>(cpu, caching);
-    let tuple = Tuple::of(&packet.key);
-    let sought = Sought::new(&tuple, frame.at(0)?, frame.ingress());
-    let lanes = Lanes { cpu, first: caching.first_lane };
-    Some(Place { tuple, index: index(sought.hash, caching), key: sought.key(caching), lanes, caching })
+    resize::<F>(moment.cpu, caching);
+    let sought = Sought::new(&Tuple::of(&packet.key), ethernet, frame.ingress());
+    Place { index: index(sought.hash, caching), key: sought.key(caching) }
 }
 
-impl<F: Family> Place<F> {
+impl Place {
     /// Notes the flow of a packet, unless others in the same places are still in use.
     #[inline(always)]
-    pub(crate) fn remember(self, known: &Known<'_, F::Addr>) {
-        let Self { tuple, index, key, lanes, caching } = self;
-        let Common { course, client } = common::<F>(&tuple, known);
+    pub(crate) fn remember<F: Family>(
+        self,
+        frame: &Frame,
+        packet: &Packet<F::Addr>,
+        known: &Known<'_, F::Addr>,
+        Moment { cpu, .. }: Moment,
+    ) {
+        let Self { index, key } = self;
+        if key == 0 {
+            return;
+        }
+        let tuple = Tuple::of(&packet.key);
+        let Common { course, client } = common::<F>(&tuple, frame.ingress(), known);
+        let caching = F::cache_use(cpu);
+        let lanes = Lanes { cpu, first: caching.first_lane };
         let placed = room::<F>(index, tuple.ports(), client)
             .and_then(|entry| Some((entry, lanes.find::<F>(&course)?)));
         match placed {
@@ -222,6 +247,7 @@ fn resize<F: Family>(cpu: u32, caching: &mut CacheUse) {
         (caching.hits, caching.crowded) = (0, 0);
     }
     caching.mask = if caching.pause == 0 { caching.entries - 1 } else { 0 };
+    caching.salt = CacheUse::salt_of(caching.mask);
 }
 
 /// What a flow has in common with others, and its client.
@@ -232,7 +258,7 @@ struct Common<F: Family> {
 
 /// The port is left out where the packets of all of them have the right one.
 #[inline(always)]
-fn common<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Common<F> {
+fn common<F: Family>(tuple: &Tuple<Pair<F>>, ingress: u32, known: &Known<'_, F::Addr>) -> Common<F> {
     let Known { flow, next_hop, mtu } = known;
     let (source, destination) = tuple.addresses.halves();
     let (source_port, destination_port) = split_ports(tuple.ports());
@@ -259,7 +285,7 @@ fn common<F: Family>(tuple: &Tuple<Pair<F>>, known: &Known<'_, F::Addr>) -> Comm
         direction: flow.direction,
         lag: (TICKS_PER_SECOND.load() * u32::from(flow.lag_s())) as u16,
         hides_client: hides_client.into(),
-        _pad: 0,
+        turns_back: (next_hop.ifindex == ingress).into(),
     };
     Common { course: Course { difference: F::course_difference(&course, old.1, new.1), ..course }, client }
 }
@@ -303,13 +329,13 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
 /// that, else another CPU might copy once more what is about to go. Copies of other flows of its group become stale, too.
 #[inline(always)]
 pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
-    raise(generation_of(Tuple::of(key).hash() as u32));
+    raise(generation_of(Tuple::of(key).hash()));
 }
 
 #[inline(always)]
 fn raise(generation: u32) {
     // SAFETY: the value is an aligned u64.
-    unsafe { atomic::fetch_add(GENERATION.at(generation), 1) };
+    unsafe { atomic::fetch_add(GENERATION.at(generation), CachedFlow::<[u64; 1]>::GENERATION) };
 }
 
 /// Makes every copy stale, for the controller, which has no atomic operation on maps. Never attached: it is run by

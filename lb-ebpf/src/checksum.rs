@@ -68,7 +68,7 @@ impl Sum {
     }
 }
 
-/// The same, of whole machine words.
+/// The same, of whole machine words: of fewer than 2^15, which keeps it below 2^48.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct WideSum(u64);
 
@@ -101,36 +101,48 @@ impl WideSum {
     /// Folds the carries.
     #[inline(always)]
     pub(crate) const fn fold(self) -> u16 {
+        // At most 2^32 + 0xfffe, so that what is beyond 2^32 and the low half are not both large.
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
+        // Therefore at most 0x1fffe: the last carry makes no other.
         let sum = (sum & 0xffff) + (sum >> 16);
         (sum + (sum >> 16)) as u16
     }
 }
 
-/// A checksum after its data changed by what a sum has counted.
-#[inline(always)]
-pub(crate) const fn apply_sum(checksum: u16, sum: WideSum) -> u16 {
-    !sum.difference(!checksum).fold()
+/// What changes of its data make to a checksum.
+pub(crate) trait Change: Copy {
+    /// The checksum after them.
+    fn apply(self, checksum: u16) -> u16;
+}
+
+/// A difference (RFC 1624, equation 3).
+impl Change for u16 {
+    #[inline(always)]
+    fn apply(self, checksum: u16) -> u16 {
+        apply(checksum, self)
+    }
+}
+
+impl Change for WideSum {
+    #[inline(always)]
+    fn apply(self, checksum: u16) -> u16 {
+        !self.difference(!checksum).fold()
+    }
 }
 
 /// A checksum after its data changed by `difference` (RFC 1624, equation 3).
 #[inline(always)]
 pub(crate) const fn apply(checksum: u16, difference: u16) -> u16 {
-    !Sum((!checksum) as u32 + difference as u32).fold()
+    // At most 0x1fffe: the carry makes no other.
+    let sum = (!checksum) as u32 + difference as u32;
+    !((sum + (sum >> 16)) as u16)
 }
 
 /// A UDP checksum after a change: one that comes out as zero is sent as its other representation, since zero
 /// means that there is none (RFC 768).
 #[inline(always)]
-pub(crate) const fn apply_udp(checksum: u16, difference: u16) -> u16 {
-    apply_sum_udp(checksum, WideSum(difference as u64))
-}
-
-/// The same of what a sum has counted.
-#[inline(always)]
-pub(crate) const fn apply_sum_udp(checksum: u16, sum: WideSum) -> u16 {
-    match apply_sum(checksum, sum) {
+pub(crate) fn apply_udp(checksum: u16, change: impl Change) -> u16 {
+    match change.apply(checksum) {
         0 => 0xffff,
         checksum => checksum,
     }
@@ -217,7 +229,7 @@ mod tests {
             let sum = WideSum::default().gone(before.0).port(before.1, after.1);
             let sum = WideSum::default().difference(sum.fold()).come(after.0);
             assert_eq!(apply(full(&old), sum.fold()), full(&new));
-            assert_eq!(apply_sum(full(&old), sum), full(&new));
+            assert_eq!(sum.apply(full(&old)), full(&new));
         }
     }
 

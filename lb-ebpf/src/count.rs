@@ -22,7 +22,7 @@ pub(crate) fn traffic(listener: u32, backend: u32, direction: u8, more: &Traffic
 
 /// Counts a packet for its lane, from where it gets to listener and backend: see [`lb_common::Lane::traffic`].
 #[inline(always)]
-pub(crate) fn in_lane(traffic: &mut Traffic, bytes: u16) {
+pub(crate) fn in_lane(traffic: &mut Traffic, bytes: u32) {
     traffic.add(&Traffic { packets: 1, bytes: bytes.into() });
 }
 

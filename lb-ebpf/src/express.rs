@@ -3,99 +3,104 @@
 //! short way.
 
 use lb_common::cache::{Pair as _, join_ports, split_ports};
-use lb_common::{CachedFlow, Course, PROTO_TCP, PROTO_UDP, Tuple};
+use lb_common::{Course, Flow, PROTO_TCP, PROTO_UDP, Tuple};
 
-use crate::cache::{Copied, Sought, find};
-use crate::checksum::WideSum;
-use crate::family::{ExpressIp, Family, Pair};
-use crate::frame::{Frame, L3};
+use crate::cache::{Copied, Moment, Sought, find};
+use crate::family::{Direction, Family, Pair, ToBackend, ToClient};
+use crate::forward;
+use crate::frame::{Around, Frame, L3};
 use crate::translate::Transport;
 use crate::wire::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
-use crate::{count, forward};
 
-/// The whole journey; `None` if the packet takes another way.
+/// The whole journey; `None` if the packet takes another way. The length of the frame is looked at once, for all headers: a datagram over
+/// UDP of less than twelve bytes is too short for that, where no link has padded it.
 #[inline(always)]
-pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Option<u32> {
-    let headers: &Headers<F::Ip, Udp> = frame.at(0)?;
+pub(crate) fn travel<F: Family>(frame: &mut Frame, moment: Moment) -> Option<u32> {
+    let (headers, around) = frame.parts::<Headers<F::Ip, Tcp>>()?;
     match F::protocol(&headers.ip) {
-        PROTO_TCP => pass::<F, Tcp>(frame),
-        PROTO_UDP => pass::<F, Udp>(frame),
+        PROTO_TCP => pass::<F, _>(headers, around, moment),
+        PROTO_UDP => pass::<F, _>(headers.with_udp(), around, moment),
         _ => None,
     }
 }
 
-/// The same of one protocol. The length of the frame is looked at once, for all headers.
+/// The same of one protocol. A frame in several buffers is long, so that another way makes little difference.
 #[inline(always)]
-fn pass<F: Family, T: ExpressTransport>(frame: &mut Frame) -> Option<u32> {
-    let (headers, around) = frame.parts::<Headers<F::Ip, T>>()?;
-    let ExpressIp { addresses, length } = F::read_express(&headers.ip)?;
-    let ports = headers.transport.plain_ports(length.checked_sub(F::HEADER as u16)?)?;
-    if !around.holds(L3 + usize::from(length)) {
+fn pass<F: Family, T: ExpressTransport>(
+    headers: &mut Headers<F::Ip, T>,
+    around: Around,
+    moment: Moment,
+) -> Option<u32> {
+    let length = F::express_length(headers)?;
+    if !headers.transport.is_plain(F::HEADER as u32, length) || L3 + length as usize > around.linear() {
         return None;
     }
-    let tuple = Tuple::new(addresses, ports, T::PROTOCOL);
+    let ports = F::ports(headers);
+    let tuple = Tuple::new(F::addresses(headers), ports, T::PROTOCOL);
     let sought = Sought::new(&tuple, &headers.ethernet, around.ingress());
-    let Copied { own, lane } = find::<F>(sought, T::PROTOCOL, length, || F::addresses(&headers.ip))?;
-    count::in_lane(&mut lane.traffic, length);
-    let Translated { addresses, ports, changes: (difference, sum) } =
-        translated::<F>(ports, own, &lane.course);
-    headers.transport.rewrite(ports, sum);
-    F::write_express(&mut headers.ip, addresses, difference);
-    Some(forward::send(&mut headers.ethernet, around.ingress(), &lane.course.next_hop))
-}
-
-/// What a packet gets.
-struct Translated<P> {
-    addresses: P,
-    ports: u32,
-    /// As [`Family::changes`] says.
-    changes: (u16, WideSum),
-}
-
-/// Puts together what a packet gets: one side is the client's, the other that of its course.
-#[inline(always)]
-fn translated<F: Family>(
-    ports: u32,
-    own: &CachedFlow<Pair<F>>,
-    course: &Course<Pair<F>>,
-) -> Translated<Pair<F>> {
-    let (source_port, destination_port) = split_ports(ports);
-    let port = |arrives| if course.port == 0 { arrives } else { course.port };
-    if course.is_to_backend() {
-        Translated {
-            addresses: Pair::<F>::of(course.at_backend(own.client), course.leaves),
-            ports: join_ports(own.port, port(destination_port)),
-            changes: F::changes(own, course, source_port),
-        }
+    let mut copied = find::<F>(sought, length, moment)?;
+    let Course { protocol, direction, .. } = copied.lane.course;
+    if protocol != T::PROTOCOL {
+        None
+    } else if direction == Flow::<F::Addr>::TO_BACKEND {
+        follow::<F, T, ToBackend>(headers, &mut copied, ports, length)
     } else {
-        Translated {
-            addresses: Pair::<F>::of(course.leaves, own.client),
-            ports: join_ports(port(source_port), own.port),
-            changes: F::changes(own, course, destination_port),
-        }
+        follow::<F, T, ToClient>(headers, &mut copied, ports, length)
     }
+}
+
+/// Follows a copy in its direction. It says together with its course what the packet gets: one side is the client's, the other
+/// that of the course.
+#[inline(always)]
+fn follow<F: Family, T: Transport, D: Direction>(
+    headers: &mut Headers<F::Ip, T>,
+    copied: &mut Copied<F>,
+    ports: u32,
+    length: u32,
+) -> Option<u32> {
+    if !copied.is_between::<D>(F::addresses(headers)) {
+        return None;
+    }
+    copied.count(length);
+    let (own, course) = (copied.own, &copied.lane.course);
+    // Of 32 bits, so that nothing has to be cut off before they are put together.
+    let port = |arrives: u16| if course.port == 0 { u32::from(arrives) } else { u32::from(course.port) };
+    let (source_port, destination_port) = split_ports(ports);
+    let (addresses, ports, (ip_change, change)) = if D::IS_TO_BACKEND {
+        let addresses = Pair::<F>::of(course.at_backend(own.client), course.leaves);
+        let ports = join_ports(own.port.into(), port(destination_port));
+        (addresses, ports, F::changes::<D>(own, course, source_port))
+    } else {
+        let addresses = Pair::<F>::of(course.leaves, own.client);
+        let ports = join_ports(port(source_port), own.port.into());
+        (addresses, ports, F::changes::<D>(own, course, destination_port))
+    };
+    F::set_ports(headers, ports);
+    headers.transport.change_checksum(change);
+    F::write_express(headers, addresses, ip_change);
+    Some(forward::along(course, &mut headers.ethernet))
 }
 
 /// TCP or UDP as the express way reads it.
 trait ExpressTransport: Transport {
-    /// Its ports, as they are in the packet, if it is sound and of TCP tells no more than that its connection goes on. `payload` is what
-    /// the packet has behind the IP header, in bytes.
-    fn plain_ports(&self, payload: u16) -> Option<u32>;
+    /// Whether it is sound and of TCP tells no more than that its connection goes on, behind an IP header of so many bytes in a packet of
+    /// this length.
+    fn is_plain(&self, ip_header: u32, length: u32) -> bool;
 }
 
 impl ExpressTransport for Tcp {
     #[inline(always)]
-    fn plain_ports(&self, payload: u16) -> Option<u32> {
-        let header = u16::from(self.data_offset >> 2 & 0x3c);
+    fn is_plain(&self, ip_header: u32, length: u32) -> bool {
+        let header = u32::from(self.data_offset >> 2 & 0x3c);
         let goes_on = self.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) == TCP_ACK;
-        (goes_on && header >= size_of::<Self>() as u16 && header <= payload).then(|| self.ports())
+        goes_on && header >= size_of::<Self>() as u32 && ip_header + header <= length
     }
 }
 
 impl ExpressTransport for Udp {
     #[inline(always)]
-    fn plain_ports(&self, payload: u16) -> Option<u32> {
-        let length = u16::from_be(self.length);
-        (length >= size_of::<Self>() as u16 && length <= payload).then(|| self.ports())
+    fn is_plain(&self, ip_header: u32, length: u32) -> bool {
+        let own_length = u32::from(u16::from_be(self.length));
+        own_length >= size_of::<Self>() as u32 && ip_header + own_length <= length
     }
 }

@@ -6,11 +6,11 @@ mod v6;
 use aya_ebpf::btf_maps::PerCpuArray;
 use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, HALF_OPEN_SLOTS, HalfOpen, Lane, Settings};
 
-use crate::checksum::{Sum, WideSum};
+use crate::checksum::{Change, Sum};
 use crate::frame::Frame;
 use crate::maps::{Connections, Opening, Scratch};
 use crate::parse::Fragment;
-use crate::wire::Wire;
+use crate::wire::{Headers, Wire};
 
 pub(crate) use v4::V4;
 pub(crate) use v6::V6;
@@ -39,14 +39,6 @@ pub(crate) struct IpFields<A> {
     pub(crate) fragment_offset: u16,
 }
 
-/// The same, of nearly every packet: whole, without options or extension headers, and with hops left.
-pub(crate) struct ExpressIp<P> {
-    /// Source and destination.
-    pub(crate) addresses: P,
-    /// Bytes of the packet from the IP header on.
-    pub(crate) length: u16,
-}
-
 /// An IP version.
 pub(crate) trait Family {
     /// Its addresses.
@@ -54,6 +46,9 @@ pub(crate) trait Family {
 
     /// Its header, without options or extension headers.
     type Ip: Wire;
+
+    /// What a copy of a flow changes in the data of a TCP or UDP checksum.
+    type Change: Change;
 
     /// Bytes of the IP header without options or extension headers.
     const HEADER: usize;
@@ -91,17 +86,25 @@ pub(crate) trait Family {
     /// Reads a header without options, extension headers or fragmentation; `None` if it is anything else.
     fn read_plain_ip(frame: &Frame, l3: usize) -> Option<IpFields<Self::Addr>>;
 
-    /// The addresses in a header.
-    fn addresses(ip: &Self::Ip) -> Pair<Self>;
+    /// Source and destination. Like the ports they are read as words that lie where they lie from the beginning of the frame, so that no
+    /// other address is needed.
+    fn addresses<T: Wire>(headers: &Headers<Self::Ip, T>) -> Pair<Self>;
+
+    /// The ports, as they are in the packet.
+    fn ports<T: Wire>(headers: &Headers<Self::Ip, T>) -> u32;
+
+    /// Writes the ports, as they are in a packet.
+    fn set_ports<T: Wire>(headers: &mut Headers<Self::Ip, T>, ports: u32);
 
     /// The protocol behind a header without extension headers.
     fn protocol(ip: &Self::Ip) -> u8;
 
-    /// Reads the header of nearly every packet; `None` if it is anything else.
-    fn read_express(ip: &Self::Ip) -> Option<ExpressIp<Pair<Self>>>;
+    /// Bytes from the IP header on, if that is the header of nearly every packet: whole, without options or extension headers, and with
+    /// hops left. IPv6 may give more than 65,535, which no packet has.
+    fn express_length<T: Wire>(headers: &Headers<Self::Ip, T>) -> Option<u32>;
 
     /// Writes the addresses of such a header and decrements TTL; `difference` is what both make to its checksum.
-    fn write_express(ip: &mut Self::Ip, addresses: Pair<Self>, difference: u16);
+    fn write_express<T: Wire>(headers: &mut Headers<Self::Ip, T>, addresses: Pair<Self>, difference: u16);
 
     /// Reads the header at `l3` with what belongs to it; `None` if it is not one of this version, is cut off, or has
     /// extension headers that are not understood.
@@ -162,9 +165,13 @@ pub(crate) trait Family {
     /// What its course keeps of them, but for [`Course::difference`] complete; the ports are those of the other side, as they are in packets.
     fn course_difference(course: &Course<Pair<Self>>, arrives: u16, leaves: u16) -> u16;
 
-    /// What a copy of a flow changes in a packet that arrives with this port on the client's side: the difference for the IP header, decrementing
-    /// TTL included, and the sum for TCP or UDP.
-    fn changes(own: &CachedFlow<Pair<Self>>, course: &Course<Pair<Self>>, port: u16) -> (u16, WideSum);
+    /// What a copy of a flow changes in a packet that arrives with this port on the client's side: for the IP header, decrementing
+    /// TTL included, and for TCP or UDP.
+    fn changes<D: Direction>(
+        own: &CachedFlow<Pair<Self>>,
+        course: &Course<Pair<Self>>,
+        port: u16,
+    ) -> (u16, Self::Change);
 
     /// A lane in the map of this family, one of this CPU's.
     fn lane(index: u32) -> Option<&'static mut Lane<Pair<Self>>>;
@@ -198,6 +205,26 @@ pub(crate) trait Family {
 
     /// The difference that translating addresses makes to the header checksum; 0 where there is none.
     fn ip_difference(addresses: u16) -> u16;
+}
+
+/// A direction, for code that is compiled for each.
+pub(crate) trait Direction {
+    /// Whether the packets come from clients.
+    const IS_TO_BACKEND: bool;
+}
+
+/// From clients to backends.
+pub(crate) struct ToBackend;
+
+/// From backends to clients.
+pub(crate) struct ToClient;
+
+impl Direction for ToBackend {
+    const IS_TO_BACKEND: bool = true;
+}
+
+impl Direction for ToClient {
+    const IS_TO_BACKEND: bool = false;
 }
 
 /// A ring of half-open flows.

@@ -2,26 +2,43 @@
 
 use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::helpers::bpf_redirect;
-use lb_common::NextHop;
+use lb_common::cache::Pair;
+use lb_common::{Course, NextHop};
 
 use crate::frame::Frame;
 use crate::wire::Ethernet;
+use crate::word;
 
 /// Sends the frame to its next hop.
 #[inline(always)]
 pub(crate) fn forward(frame: &mut Frame, next_hop: &NextHop) -> Option<u32> {
-    let (ethernet, around) = frame.parts()?;
-    Some(send(ethernet, around.ingress(), next_hop))
+    let (ethernet, around): (&mut Ethernet, _) = frame.parts()?;
+    let [ifindex, addresses @ ..] = next_hop.words();
+    ethernet.set_addresses(addresses);
+    Some(leave(ifindex, ifindex == around.ingress()))
 }
 
-/// Addresses a frame to its next hop: back out of the interface it came in through, or through another one.
+/// Sends a frame along its course.
 #[inline(always)]
-pub(crate) fn send(ethernet: &mut Ethernet, ingress: u32, next_hop: &NextHop) -> u32 {
-    let [_, addresses @ ..] = next_hop.words();
-    ethernet.set_addresses(addresses);
-    if next_hop.ifindex == ingress {
+pub(crate) fn along<P: Pair>(course: &Course<P>, ethernet: &mut Ethernet) -> u32 {
+    let next_hop = &course.next_hop;
+    // SAFETY: the MACs are the twelve bytes behind the index of the interface.
+    let addresses =
+        unsafe { (word::load_double::<MACS, _>(next_hop), word::load::<LAST_OF_MACS, _>(next_hop)) };
+    ethernet.set_address_words(addresses);
+    leave(next_hop.ifindex, course.turns_back != 0)
+}
+
+/// Where a [`NextHop`] has its MACs, and the last word of them.
+const MACS: i32 = core::mem::offset_of!(NextHop, peer) as i32;
+const LAST_OF_MACS: i32 = MACS + 8;
+
+/// Sends a frame back out of the interface it came in through, or through another one.
+#[inline(always)]
+fn leave(ifindex: u32, turns_back: bool) -> u32 {
+    if turns_back {
         return XDP_TX;
     }
     // SAFETY: the helper only notes where the frame is to go.
-    unsafe { bpf_redirect(next_hop.ifindex, 0) as u32 }
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }

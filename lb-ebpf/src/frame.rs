@@ -16,14 +16,12 @@ pub(crate) struct Around {
 }
 
 impl Around {
-    /// Whether the frame holds `length` bytes, counting those beyond the linear part.
+    /// Bytes of the frame that lie together: all of them, unless it is in several buffers.
     #[inline(always)]
-    pub(crate) fn holds(self, length: usize) -> bool {
+    pub(crate) fn linear(self) -> usize {
         // SAFETY: as in `Frame::pointer`.
         let (data, data_end) = unsafe { ((*self.ctx).data as usize, (*self.ctx).data_end as usize) };
-        // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
-        let linear = data_end - data;
-        length <= linear || Frame::new(self.ctx).length() >= length as u64
+        data_end - data
     }
 
     /// Index of the interface it came in through.
@@ -138,7 +136,8 @@ impl Frame {
     /// Whether the frame holds `length` bytes, counting those beyond the linear part.
     #[inline(always)]
     pub(crate) fn holds(&self, length: usize) -> bool {
-        Around { ctx: self.ctx }.holds(length)
+        // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
+        length <= Around { ctx: self.ctx }.linear() || self.length() >= length as u64
     }
 
     /// Writes bytes over the first ones. `None` if the frame is shorter.

@@ -55,6 +55,7 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::{Features, Flow, NextHop, Reason};
 
+use crate::cache::Moment;
 use crate::family::{Family, V4, V6};
 use crate::features::uses;
 use crate::frame::Frame;
@@ -68,10 +69,11 @@ use crate::wire::{ETHER_IPV4, ETHER_IPV6};
 #[xdp(frags)]
 #[inline(always)]
 pub(crate) fn lb(ctx: XdpContext) -> u32 {
+    let moment = Moment::now();
     let mut frame = Frame::new(ctx.ctx);
     match frame.ether_type() {
-        Some(ETHER_IPV4) if uses(Features::IPV4) => short_way::<V4>(&ctx, &mut frame),
-        Some(ETHER_IPV6) if uses(Features::IPV6) => short_way::<V6>(&ctx, &mut frame),
+        Some(ETHER_IPV4) if uses(Features::IPV4) => short_way::<V4>(&ctx, &mut frame, moment),
+        Some(ETHER_IPV6) if uses(Features::IPV6) => short_way::<V6>(&ctx, &mut frame, moment),
         Some(ETHER_IPV4 | ETHER_IPV6) => leave_alone(),
         _ => match frame.carries() {
             Some((ETHER_IPV4, _)) if uses(Features::IPV4) => long_way::<V4>(&ctx),
@@ -87,8 +89,8 @@ pub(crate) fn lb(ctx: XdpContext) -> u32 {
 
 /// The journey of nearly every packet.
 #[inline(always)]
-fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
-    if let Some(verdict) = express::travel::<F>(frame) {
+fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame, moment: Moment) -> u32 {
+    if let Some(verdict) = express::travel::<F>(frame, moment) {
         return verdict;
     }
     let Some(packet) = parse::plain::<F>(frame) else { return long_way::<F>(ctx) };
@@ -96,12 +98,10 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame) -> u32 {
     if concern == Concern::Nobody {
         return leave_alone();
     }
-    let place = cache::place::<F>(frame, &packet);
+    let place = cache::place::<F>(frame, &packet, moment);
     match flow::find_established::<F>(frame, &packet) {
         flow::Short::Known(known) => {
-            if let Some(place) = place {
-                place.remember(&known);
-            }
+            place.remember::<F>(frame, &packet, &known, moment);
             carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
         }
         flow::Short::Unknown if concern == Concern::ToOurs => unknown::<F>(ctx, packet),

@@ -3,7 +3,7 @@
 use lb_common::cache::wire_ports;
 use lb_common::{Flow, PROTO_TCP, PROTO_UDP};
 
-use crate::checksum::{self, WideSum};
+use crate::checksum::{self, Change};
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::parse::Packet;
@@ -27,11 +27,10 @@ pub(crate) fn translate<F: Family>(
 /// Rewrites ports, given as they are in a packet, and the checksum of TCP or UDP.
 #[inline(always)]
 fn transport(frame: &mut Frame, l4: usize, protocol: u8, ports: u32, difference: u16) -> Option<()> {
-    let sum = WideSum::default().difference(difference);
     if protocol == PROTO_TCP {
-        frame.at_mut::<Tcp>(l4)?.rewrite(ports, sum);
+        frame.at_mut::<Tcp>(l4)?.rewrite(ports, difference);
     } else {
-        frame.at_mut::<Udp>(l4)?.rewrite(ports, sum);
+        frame.at_mut::<Udp>(l4)?.rewrite(ports, difference);
     }
     Some(())
 }
@@ -41,17 +40,25 @@ pub(crate) trait Transport: Wire {
     /// IP protocol number.
     const PROTOCOL: u8;
 
-    /// Writes ports, given as they are in a packet, and the checksum after the changes that `sum` has counted.
-    fn rewrite(&mut self, ports: u32, sum: WideSum);
+    /// Writes ports, given as they are in a packet, and the checksum after this and other changes.
+    fn rewrite(&mut self, ports: u32, change: impl Change);
+
+    /// Writes the checksum after such changes.
+    fn change_checksum(&mut self, change: impl Change);
 }
 
 impl Transport for Tcp {
     const PROTOCOL: u8 = PROTO_TCP;
 
     #[inline(always)]
-    fn rewrite(&mut self, ports: u32, sum: WideSum) {
+    fn rewrite(&mut self, ports: u32, change: impl Change) {
         self.set_ports(ports);
-        self.checksum = checksum::apply_sum(self.checksum, sum);
+        self.change_checksum(change);
+    }
+
+    #[inline(always)]
+    fn change_checksum(&mut self, change: impl Change) {
+        self.checksum = change.apply(self.checksum);
     }
 }
 
@@ -59,11 +66,16 @@ impl Transport for Udp {
     const PROTOCOL: u8 = PROTO_UDP;
 
     #[inline(always)]
-    fn rewrite(&mut self, ports: u32, sum: WideSum) {
+    fn rewrite(&mut self, ports: u32, change: impl Change) {
         self.set_ports(ports);
+        self.change_checksum(change);
+    }
+
+    #[inline(always)]
+    fn change_checksum(&mut self, change: impl Change) {
         // Zero means that the sender computed none (RFC 768).
         if self.checksum != 0 {
-            self.checksum = checksum::apply_sum_udp(self.checksum, sum);
+            self.checksum = checksum::apply_udp(self.checksum, change);
         }
     }
 }

@@ -51,6 +51,23 @@ impl Ethernet {
         unsafe { [word::load::<0, _>(self), word::load::<4, _>(self), word::load::<8, _>(self)] }
     }
 
+    /// The first eight bytes of both addresses, and eight from the fifth on.
+    #[inline(always)]
+    pub(crate) fn address_doubles(&self) -> [u64; 2] {
+        // SAFETY: all bytes are in the header.
+        unsafe { [word::load_double::<0, _>(self), word::load_double::<4, _>(self)] }
+    }
+
+    /// Writes both addresses, destination first: the first eight bytes, and the other four.
+    #[inline(always)]
+    pub(crate) fn set_address_words(&mut self, (first, rest): (u64, u32)) {
+        // SAFETY: all bytes are in the header, which is borrowed exclusively.
+        unsafe {
+            word::store_double::<0, _>(self, first);
+            word::store::<8, _>(self, rest);
+        }
+    }
+
     /// Writes both addresses.
     #[inline(always)]
     pub(crate) fn set_addresses(&mut self, [a, b, c]: [u32; 3]) {
@@ -84,11 +101,17 @@ impl Ipv4 {
     /// Whether it has no options and the packet is whole.
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
+        // SAFETY: all bytes are in the header.
+        Self::begins_plainly(unsafe { word::load_double::<0, _>(self) })
+    }
+
+    /// The same, by its first eight bytes.
+    #[inline(always)]
+    pub(crate) const fn begins_plainly(bytes: u64) -> bool {
         const FRAGMENT: [u8; 2] = IPV4_FRAGMENT.to_ne_bytes();
         const LOOKED_AT: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, FRAGMENT[0], FRAGMENT[1]]);
         const PLAIN: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
-        // SAFETY: all bytes are in the header.
-        unsafe { word::load_double::<0, _>(self) & LOOKED_AT == PLAIN }
+        bytes & LOOKED_AT == PLAIN
     }
 
     /// Source and destination.
@@ -97,20 +120,6 @@ impl Ipv4 {
         // SAFETY: both words are in the header.
         let words = unsafe { (word::load::<12, _>(self), word::load::<16, _>(self)) };
         (Addr4 { bytes: words.0.to_ne_bytes() }, Addr4 { bytes: words.1.to_ne_bytes() })
-    }
-
-    /// Source and destination as a machine word.
-    #[inline(always)]
-    pub(crate) fn pair(&self) -> [u64; 1] {
-        // SAFETY: all bytes are in the header.
-        unsafe { [word::load_double::<12, _>(self)] }
-    }
-
-    /// Writes source and destination.
-    #[inline(always)]
-    pub(crate) fn set_pair(&mut self, [addresses]: [u64; 1]) {
-        // SAFETY: all bytes are in the header, which is borrowed exclusively.
-        unsafe { word::store_double::<12, _>(self, addresses) }
     }
 
     /// Writes source and destination.
@@ -168,32 +177,6 @@ impl Ipv6 {
             )
         };
         (Addr6::from_words(source), Addr6::from_words(destination))
-    }
-
-    /// Source and destination as machine words.
-    #[inline(always)]
-    pub(crate) fn pair(&self) -> [u64; 4] {
-        // SAFETY: all bytes are in the header.
-        unsafe {
-            [
-                word::load_double::<8, _>(self),
-                word::load_double::<16, _>(self),
-                word::load_double::<24, _>(self),
-                word::load_double::<32, _>(self),
-            ]
-        }
-    }
-
-    /// Writes source and destination.
-    #[inline(always)]
-    pub(crate) fn set_pair(&mut self, [a, b, c, d]: [u64; 4]) {
-        // SAFETY: all bytes are in the header, which is borrowed exclusively.
-        unsafe {
-            word::store_double::<8, _>(self, a);
-            word::store_double::<16, _>(self, b);
-            word::store_double::<24, _>(self, c);
-            word::store_double::<32, _>(self, d);
-        }
     }
 
     /// Writes source and destination.
@@ -315,17 +298,19 @@ pub(crate) struct Headers<I, T> {
 // SAFETY: repr(C) of headers, whose alignment is at most 2 and whose lengths are even: so there is no padding.
 unsafe impl<I: Wire, T: Wire> Wire for Headers<I, T> {}
 
+impl<I: Wire> Headers<I, Tcp> {
+    /// The same bytes, as they are with UDP.
+    #[inline(always)]
+    pub(crate) fn with_udp(&mut self) -> &mut Headers<I, Udp> {
+        // SAFETY: a UDP header is shorter, is aligned in the same way, and is valid for all bytes.
+        unsafe { &mut *(&raw mut *self).cast() }
+    }
+}
+
 macro_rules! ports {
     ($($header:ty),+) => {$(
         impl $header {
-            /// Both ports as a machine word.
-            #[inline(always)]
-            pub(crate) fn ports(&self) -> u32 {
-                // SAFETY: the header begins with them.
-                unsafe { word::load::<0, _>(self) }
-            }
-
-            /// Writes both.
+            /// Writes both ports, as they are in a packet.
             #[inline(always)]
             pub(crate) fn set_ports(&mut self, ports: u32) {
                 // SAFETY: the header begins with them, and it is borrowed exclusively.

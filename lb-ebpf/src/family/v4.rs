@@ -4,19 +4,24 @@ use lb_common::cache::Differences;
 use lb_common::lane::FAMILY_V4;
 use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
-use crate::checksum::{self, Sum, TTL_DECREMENT, WideSum};
-use crate::frame::Frame;
+use super::{Direction, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use crate::checksum::{self, Sum, TTL_DECREMENT};
+use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
-use crate::wire::{IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4};
+use crate::wire::{Headers, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4, Wire};
+use crate::word;
 
 /// IPv4 (RFC 791).
 pub(crate) struct V4;
 
+/// Offset of the transport header behind an IP header without options.
+const L4: i32 = (L3 + V4::HEADER) as i32;
+
 impl Family for V4 {
     type Addr = Addr4;
     type Ip = Ipv4;
+    type Change = u16;
 
     const HEADER: usize = 20;
     const ICMP: u8 = 1;
@@ -47,8 +52,21 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn addresses(ip: &Ipv4) -> [u64; 1] {
-        ip.pair()
+    fn addresses<T: Wire>(headers: &Headers<Ipv4, T>) -> [u64; 1] {
+        // SAFETY: all bytes are in the headers.
+        unsafe { [word::load_double::<{ L3 as i32 + 12 }, _>(headers)] }
+    }
+
+    #[inline(always)]
+    fn ports<T: Wire>(headers: &Headers<Ipv4, T>) -> u32 {
+        // SAFETY: the transport header begins with them.
+        unsafe { word::load::<L4, _>(headers) }
+    }
+
+    #[inline(always)]
+    fn set_ports<T: Wire>(headers: &mut Headers<Ipv4, T>, ports: u32) {
+        // SAFETY: as above; the headers are borrowed exclusively.
+        unsafe { word::store::<L4, _>(headers, ports) }
     }
 
     #[inline(always)]
@@ -57,17 +75,21 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn read_express(ip: &Ipv4) -> Option<ExpressIp<[u64; 1]>> {
+    fn express_length<T: Wire>(headers: &Headers<Ipv4, T>) -> Option<u32> {
+        let ip = &headers.ip;
+        // SAFETY: all bytes are in the headers.
+        let is_plain = Ipv4::begins_plainly(unsafe { word::load_double::<{ L3 as i32 }, _>(headers) });
         let has_hops = ip.ttl > 1;
-        (ip.is_plain() && has_hops)
-            .then(|| ExpressIp { addresses: ip.pair(), length: u16::from_be(ip.total_length) })
+        (is_plain && has_hops).then(|| u16::from_be(ip.total_length).into())
     }
 
     #[inline(always)]
-    fn write_express(ip: &mut Ipv4, addresses: [u64; 1], difference: u16) {
+    fn write_express<T: Wire>(headers: &mut Headers<Ipv4, T>, [addresses]: [u64; 1], difference: u16) {
+        let ip = &mut headers.ip;
         ip.ttl = ip.ttl.wrapping_sub(1);
         ip.checksum = checksum::apply(ip.checksum, difference);
-        ip.set_pair(addresses);
+        // SAFETY: all bytes are in the headers, which are borrowed exclusively.
+        unsafe { word::store_double::<{ L3 as i32 + 12 }, _>(headers, addresses) }
     }
 
     #[inline(always)]
@@ -211,9 +233,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn changes(own: &CachedFlow<[u64; 1]>, _course: &Course<[u64; 1]>, _port: u16) -> (u16, WideSum) {
+    fn changes<D: Direction>(
+        own: &CachedFlow<[u64; 1]>,
+        _course: &Course<[u64; 1]>,
+        _port: u16,
+    ) -> (u16, u16) {
         let Differences { ip, l4 } = own.differences;
-        (ip, WideSum::default().difference(l4))
+        (ip, l4)
     }
 
     #[inline(always)]

@@ -3,16 +3,16 @@
 use lb_common::lane::FAMILY_V6;
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
-use super::{ExpressIp, FRESH_TTL, Family, HalfOpenRing, IpFields};
-use crate::checksum::Sum;
-use crate::checksum::WideSum;
-use crate::frame::Frame;
+use super::{Direction, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use crate::checksum::{Sum, WideSum};
+use crate::frame::{Frame, L3};
 use crate::maps::{self, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{
-    Extension, FragmentHeader, IPV6_FRAGMENT_OFFSET, IPV6_MORE_FRAGMENTS, Ipv6, NEXT_DESTINATION,
-    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING,
+    Extension, FragmentHeader, Headers, IPV6_FRAGMENT_OFFSET, IPV6_MORE_FRAGMENTS, Ipv6, NEXT_DESTINATION,
+    NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, Wire,
 };
+use crate::word;
 
 /// Extension headers that are followed: the five kinds RFC 8200 recommends at most, and one spare.
 const EXTENSIONS: usize = 6;
@@ -23,9 +23,13 @@ const HEADERS_MASK: usize = 0x1ff;
 /// IPv6 (RFC 8200).
 pub(crate) struct V6;
 
+/// Offset of the transport header behind an IP header without extensions.
+const L4: i32 = (L3 + V6::HEADER) as i32;
+
 impl Family for V6 {
     type Addr = Addr6;
     type Ip = Ipv6;
+    type Change = WideSum;
 
     const HEADER: usize = 40;
     const ICMP: u8 = 58;
@@ -56,8 +60,28 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn addresses(ip: &Ipv6) -> [u64; 4] {
-        ip.pair()
+    fn addresses<T: Wire>(headers: &Headers<Ipv6, T>) -> [u64; 4] {
+        // SAFETY: all bytes are in the headers.
+        unsafe {
+            [
+                word::load_double::<{ L3 as i32 + 8 }, _>(headers),
+                word::load_double::<{ L3 as i32 + 16 }, _>(headers),
+                word::load_double::<{ L3 as i32 + 24 }, _>(headers),
+                word::load_double::<{ L3 as i32 + 32 }, _>(headers),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn ports<T: Wire>(headers: &Headers<Ipv6, T>) -> u32 {
+        // SAFETY: the transport header begins with them.
+        unsafe { word::load::<L4, _>(headers) }
+    }
+
+    #[inline(always)]
+    fn set_ports<T: Wire>(headers: &mut Headers<Ipv6, T>, ports: u32) {
+        // SAFETY: as above; the headers are borrowed exclusively.
+        unsafe { word::store::<L4, _>(headers, ports) }
     }
 
     #[inline(always)]
@@ -66,18 +90,22 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn read_express(ip: &Ipv6) -> Option<ExpressIp<[u64; 4]>> {
-        if !is_version_6(ip) || ip.hop_limit <= 1 {
-            return None;
-        }
-        let length = u16::from_be(ip.payload_length).checked_add(Self::HEADER as u16)?;
-        Some(ExpressIp { addresses: ip.pair(), length })
+    fn express_length<T: Wire>(Headers { ip, .. }: &Headers<Ipv6, T>) -> Option<u32> {
+        let has_hops = ip.hop_limit > 1;
+        (is_version_6(ip) && has_hops)
+            .then(|| u32::from(u16::from_be(ip.payload_length)) + Self::HEADER as u32)
     }
 
     #[inline(always)]
-    fn write_express(ip: &mut Ipv6, addresses: [u64; 4], _difference: u16) {
-        ip.hop_limit = ip.hop_limit.wrapping_sub(1);
-        ip.set_pair(addresses);
+    fn write_express<T: Wire>(headers: &mut Headers<Ipv6, T>, [a, b, c, d]: [u64; 4], _difference: u16) {
+        headers.ip.hop_limit = headers.ip.hop_limit.wrapping_sub(1);
+        // SAFETY: all bytes are in the headers, which are borrowed exclusively.
+        unsafe {
+            word::store_double::<{ L3 as i32 + 8 }, _>(headers, a);
+            word::store_double::<{ L3 as i32 + 16 }, _>(headers, b);
+            word::store_double::<{ L3 as i32 + 24 }, _>(headers, c);
+            word::store_double::<{ L3 as i32 + 32 }, _>(headers, d);
+        }
     }
 
     #[inline(always)]
@@ -200,10 +228,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn changes(own: &CachedFlow<[u64; 4]>, course: &Course<[u64; 4]>, port: u16) -> (u16, WideSum) {
+    fn changes<D: Direction>(
+        own: &CachedFlow<[u64; 4]>,
+        course: &Course<[u64; 4]>,
+        port: u16,
+    ) -> (u16, WideSum) {
         let mut sum = WideSum::default().difference(course.difference).port(port, own.port);
         if course.hides_client != 0 {
-            sum = if course.is_to_backend() { sum.gone(own.client) } else { sum.come(own.client) };
+            sum = if D::IS_TO_BACKEND { sum.gone(own.client) } else { sum.come(own.client) };
         }
         (0, sum)
     }

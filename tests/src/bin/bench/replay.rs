@@ -1,6 +1,7 @@
 //! The eBPF programs that replay packets to the program under test: see `lb-ebpf/src/bench.rs`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
@@ -27,7 +28,7 @@ pub(crate) struct Replay {
 
 /// What came of a run.
 pub(crate) struct Run {
-    /// Nanoseconds for a packet, replaying included, as the kernel measured them: rounded down.
+    /// Nanoseconds for a packet, replaying included.
     pub(crate) nanoseconds: f64,
     /// How often each XDP action was the verdict.
     pub(crate) verdicts: Vec<u64>,
@@ -111,10 +112,15 @@ impl Replay {
             repeat: packets,
             ..TestRunOptions::new()
         };
-        let result = xdp(&mut self.object, name)?.test_run(options).context("BPF_PROG_TEST_RUN failed")?;
+        let program = xdp(&mut self.object, name)?;
+        let begin = Instant::now();
+        let result = program.test_run(options).context("BPF_PROG_TEST_RUN failed")?;
+        let nanoseconds = begin.elapsed().as_nanos() as f64 / f64::from(packets);
         output.truncate(result.data_size_out as usize);
         let verdicts = self.verdicts()?.iter().zip(before).map(|(after, before)| after - before).collect();
-        Ok(Run { nanoseconds: result.duration.as_nanos() as f64, verdicts, output })
+        // The kernel leaves out the time in which others had the CPU, and whatever is less than a nanosecond.
+        let whole = result.duration.as_nanos() as f64;
+        Ok(Run { nanoseconds: nanoseconds.clamp(whole, whole + 1.0), verdicts, output })
     }
 
     fn verdicts(&self) -> Result<Vec<u64>> {
