@@ -226,7 +226,7 @@ pub(crate) const fn round(state: u64, word: u64) -> u64 {
 #[repr(C, align(32))]
 pub struct CachedFlow<P: Pair> {
     /// Low half: both ports of the packets, as they are in them. High half, the guard, never zero: who sends the packets on the link,
-    /// the generation, and the rest of the tuple's hash; all must be as they were. 0: no flow.
+    /// the tuple's hash, the generation, and how many entries are in use; all must be as they were. 0: no flow.
     pub key: u64,
     /// The client's address.
     pub client: P::Half,

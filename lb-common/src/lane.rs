@@ -12,8 +12,8 @@ pub const MAX_LANES: u32 = 1 << 14;
 /// A flow can be in one of so many lanes, beside each other (power of two).
 pub const LANE_WAYS: u32 = 4;
 
-/// Value of the maps `lanes_v4` and `lanes_v6`: what the flows of one listener to one backend have in common in one direction, and
-/// over one next hop, in one cache line (IPv6: two). Each CPU has lanes of its own, so nobody else writes one while it is read.
+/// Value of the maps `lanes_v4` and `lanes_v6`: what the flows of one listener to one backend have in common in one direction,
+/// from one interface and over one next hop, in one cache line (IPv6: two). Each CPU has lanes of its own, so nobody else writes one while it is read.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct Lane<P: Pair> {

@@ -16,11 +16,11 @@ use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATION
 use crate::clock::now;
 use crate::family::{Direction, Family, Half, Pair};
 use crate::flow::Known;
-use crate::frame::Frame;
+use crate::frame::{Frame, L3};
 use crate::lane::Lanes;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
-use crate::wire::{Ethernet, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{Ethernet, Headers, TCP_FIN, TCP_RST, TCP_SYN, Tcp};
 use crate::{atomic, count, word};
 
 /// Entries that a CPU begins with, if it has as many: 128 KiB of IPv4.
@@ -77,8 +77,9 @@ impl Sought {
     pub(crate) fn new<P: cache::Pair>(tuple: &Tuple<P>, ethernet: &Ethernet, ingress: u32) -> Self {
         let hash = tuple.hash();
         let [first, last] = ethernet.address_doubles();
-        // The last four bytes are in the high half, which is all that counts, and the others are in `first`.
-        let sender = product(first.wrapping_add(product(ingress.into(), 0)), 0).wrapping_add(last);
+        // What is added is multiplied twice, lest addresses that differ in one bit differ in a bit that a mark does without.
+        let rest = product(last.wrapping_add(ingress.into()), 0);
+        let sender = product(first.wrapping_add(rest), 0);
         Self { hash, mark: CachedFlow::<P>::mark_of(tuple.ports(), sender ^ hash) }
     }
 
@@ -160,8 +161,7 @@ impl Place {
     const NOWHERE: Self = Self { index: 0, key: 0 };
 }
 
-/// The place for the flow of a packet: nowhere while this CPU does without a cache, or if the packet tells more than that
-/// its connection goes on.
+/// The place for the flow of a packet: nowhere while this CPU does without a cache, or if the express way does not look at such packets.
 #[inline(always)]
 pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>, moment: Moment) -> Place {
     let caching = F::cache_use(moment.cpu);
@@ -169,12 +169,13 @@ pub(crate) fn place<F: Family>(frame: &Frame, packet: &Packet<F::Addr>, moment: 
         caching.pause -= 1;
         return Place::NOWHERE;
     }
-    let Some(ethernet) = frame.at(0) else { return Place::NOWHERE };
-    if shows_news(packet) || !packet.is_sound {
+    // Of those that the express way leaves alone.
+    let Some(headers) = frame.at::<Headers<F::Ip, Tcp>>(0) else { return Place::NOWHERE };
+    if shows_news(packet) || !packet.is_sound || frame.linear() < L3 + usize::from(packet.length) {
         return Place::NOWHERE;
     }
     resize::<F>(moment.cpu, caching);
-    let sought = Sought::new(&Tuple::of(&packet.key), ethernet, frame.ingress());
+    let sought = Sought::new(&Tuple::of(&packet.key), &headers.ethernet, frame.ingress());
     Place { index: index(sought.hash, caching), key: sought.key(caching) }
 }
 
@@ -364,4 +365,40 @@ fn is_young<P: cache::Pair>(entry: &CachedFlow<P>) -> bool {
 fn this_cpu() -> u32 {
     // SAFETY: the helper has no arguments and no effects.
     unsafe { bpf_get_smp_processor_id() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small generator, so that the test sees the same inputs each time.
+    fn words<const N: usize>(seed: &mut u64) -> [u16; N] {
+        core::array::from_fn(|_| {
+            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (*seed >> 48) as u16
+        })
+    }
+
+    #[test]
+    fn senders_that_differ_in_one_bit_have_marks_of_their_own() {
+        let mut seed = 5;
+        let tuple = Tuple::new([7], 80, 6);
+        for _ in 0..1000 {
+            let (destination, source) = (words(&mut seed), words(&mut seed));
+            let mut ethernet = Ethernet { destination, source, ether_type: 0 };
+            let mark = |ethernet: &Ethernet, ingress| Sought::new(&tuple, ethernet, ingress).mark;
+            let known = mark(&ethernet, 2);
+            for bit in 0..48 {
+                ethernet.destination[bit / 16] ^= 1 << (bit % 16);
+                assert_ne!(mark(&ethernet, 2), known, "bit {bit} of the destination {destination:x?}");
+                ethernet.destination = destination;
+                ethernet.source[bit / 16] ^= 1 << (bit % 16);
+                assert_ne!(mark(&ethernet, 2), known, "bit {bit} of the source {source:x?}");
+                ethernet.source = source;
+            }
+            for ingress in 3..10 {
+                assert_ne!(mark(&ethernet, ingress), known, "interface {ingress}");
+            }
+        }
+    }
 }

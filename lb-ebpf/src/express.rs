@@ -12,8 +12,8 @@ use crate::frame::{Around, Frame, L3};
 use crate::translate::Transport;
 use crate::wire::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, Udp};
 
-/// The whole journey; `None` if the packet takes another way. The length of the frame is looked at once, for all headers: a datagram over
-/// UDP of less than twelve bytes is too short for that, where no link has padded it.
+/// The whole journey; `None` if the packet takes another way. The length of the frame is looked at once, for headers with TCP's: with
+/// less than twelve bytes behind UDP's it is too short for that, unless a link has padded it, as Ethernet does with IPv4.
 #[inline(always)]
 pub(crate) fn travel<F: Family>(frame: &mut Frame, moment: Moment) -> Option<u32> {
     let (headers, around) = frame.parts::<Headers<F::Ip, Tcp>>()?;

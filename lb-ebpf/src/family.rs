@@ -100,7 +100,7 @@ pub(crate) trait Family {
     fn protocol(ip: &Self::Ip) -> u8;
 
     /// Bytes from the IP header on, if that is the header of nearly every packet: whole, without options or extension headers, and with
-    /// hops left. IPv6 may give more than 65,535, which no packet has.
+    /// hops left. IPv6 may give more than 65,535, which no MTU allows.
     fn express_length<T: Wire>(headers: &Headers<Self::Ip, T>) -> Option<u32>;
 
     /// Writes the addresses of such a header and decrements TTL; `difference` is what both make to its checksum.

@@ -102,6 +102,12 @@ impl Frame {
         Some((ether_type, l3))
     }
 
+    /// Bytes of the linear part.
+    #[inline(always)]
+    pub(crate) fn linear(&self) -> usize {
+        Around { ctx: self.ctx }.linear()
+    }
+
     /// Bytes of the frame, counting those beyond the linear part.
     #[inline(always)]
     pub(crate) fn length(&self) -> u64 {
@@ -137,7 +143,7 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn holds(&self, length: usize) -> bool {
         // Compared as numbers: before Linux 6.13 the verifier refuses to add a length it knows little of to a pointer.
-        length <= Around { ctx: self.ctx }.linear() || self.length() >= length as u64
+        length <= self.linear() || self.length() >= length as u64
     }
 
     /// Writes bytes over the first ones. `None` if the frame is shorter.

@@ -1,6 +1,6 @@
 //! Words of a packet, of 32 and of 64 bits. Behind an Ethernet header they are not aligned, so the compiler would read and write them in
-//! halves; the machines that eBPF is compiled for do it at once, and the verifier allows it for packets (where the
-//! kernel has CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS, as on x86-64 and arm64).
+//! halves; the machines that eBPF is compiled for do it at once, and the verifier allows it for packets and values of maps (where the
+//! kernel has CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS, as on x86-64 and arm64), but not on the stack.
 
 /// The word itself, computed before the program goes on: across a call the compiler would rather keep what it is computed from.
 #[cfg(target_arch = "bpf")]

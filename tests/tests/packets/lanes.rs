@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial_for_each_family("lanes", "more clients on the link than a CPU has lanes", neighbours);
     trials.extend(trial_for_each_family("lanes", "a lane that is not used any more becomes another", others));
     trials.extend(trial_for_each_family("lanes", "packets find copies of their flows", copies));
+    trials.extend(trial_for_each_family("lanes", "a client whose MAC changes in one bit", moves));
     trials.extend(trial_for_each_family("lanes", "flows of one lane to many ports", ports));
     trials.extend(trial_for_each_family("lanes", "a port that stays beside one that does not", kept));
     trials.extend(trial_for_each_family("lanes", "TCP and UDP between the same ports", protocols));
@@ -215,6 +216,19 @@ fn copies(family: Family) -> Result<()> {
         }
     }
     bail!("of {halves} halves only {found} were not looked at, since packets found their copies")
+}
+
+/// The first answer after each change goes to where the client is now. The bit of byte 0 that marks a group stays.
+fn moves(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "", family)?;
+    let mut connection = Connection::open(&mut lab, family, 1, "vip:80")?;
+    for bit in 1..48 {
+        for _ in 0..TIMES {
+            connection.talk(&mut lab)?;
+        }
+        connection.mac.0[bit / 8] ^= 1 << (bit % 8);
+    }
+    connection.talk(&mut lab)
 }
 
 /// TCP and UDP between the same ports.

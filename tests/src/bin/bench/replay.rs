@@ -118,7 +118,8 @@ impl Replay {
         let nanoseconds = begin.elapsed().as_nanos() as f64 / f64::from(packets);
         output.truncate(result.data_size_out as usize);
         let verdicts = self.verdicts()?.iter().zip(before).map(|(after, before)| after - before).collect();
-        // The kernel leaves out the time in which others had the CPU, and whatever is less than a nanosecond.
+        // The kernel leaves out the time in which others had the CPU, and whatever is less than a nanosecond. A run that was interrupted
+        // counts for a whole one more.
         let whole = result.duration.as_nanos() as f64;
         Ok(Run { nanoseconds: nanoseconds.clamp(whole, whole + 1.0), verdicts, output })
     }
