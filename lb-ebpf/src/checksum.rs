@@ -161,7 +161,7 @@ pub(crate) const fn inverse(difference: u16) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use lb_common::{Addr4, Addr6};
 
@@ -176,7 +176,7 @@ mod tests {
     }
 
     /// A small generator, so that the test sees the same inputs each time.
-    fn bytes<const N: usize>(seed: &mut u64) -> [u8; N] {
+    pub(crate) fn bytes<const N: usize>(seed: &mut u64) -> [u8; N] {
         core::array::from_fn(|_| {
             *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (*seed >> 56) as u8
