@@ -246,17 +246,18 @@ impl<P: Pair> CachedFlow<P> {
     pub const fn ports(&self) -> u32 {
         self.key as u32
     }
+}
 
-    /// The bit that is set in every key.
-    pub const IN_USE: u64 = 1 << 32;
-    /// The least bit of the guard that counts generations.
-    pub const GENERATION: u64 = 1 << 33;
+/// The bit that is set in every [`CachedFlow::key`].
+const KEY_IN_USE: u64 = 1 << 32;
 
-    /// Puts the part of a key together that its packet tells: the bits of the guard above [`CachedFlow::IN_USE`] are those of a hash.
-    #[inline(always)]
-    pub const fn mark_of(ports: u32, hash: u64) -> u64 {
-        ports as u64 | (hash & !(Self::GENERATION - 1))
-    }
+/// What a generation is raised by: it counts in the bits of a [`CachedFlow::key`] above the one that is always set.
+pub const ONE_GENERATION: u64 = KEY_IN_USE << 1;
+
+/// Puts the part of a [`CachedFlow::key`] together that its packet tells: ports, and the bits of a hash where generations count.
+#[inline(always)]
+pub const fn mark_of(ports: u32, hash: u64) -> u64 {
+    ports as u64 | (hash & !(ONE_GENERATION - 1))
 }
 
 /// How a CPU gets on with its cache. It uses as much of it as its flows need: entries that lie close together share pages of
@@ -294,7 +295,7 @@ impl CacheUse {
     /// not come back.
     #[inline(always)]
     pub const fn salt_of(mask: u32) -> u64 {
-        CachedFlow::<[u64; 1]>::IN_USE | (mask as u64) << 43
+        KEY_IN_USE | (mask as u64) << 43
     }
 }
 

@@ -10,7 +10,9 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::cache::{self, Pair as _, WAYS, generation_of, place_of, product, split_ports};
+use lb_common::cache::{
+    self, ONE_GENERATION, Pair as _, WAYS, generation_of, mark_of, place_of, product, split_ports,
+};
 use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, FlowKey, GENERATIONS, Lane, Tuple};
 
 use crate::clock::now;
@@ -80,7 +82,7 @@ impl Sought {
         // What is added is multiplied twice, lest addresses that differ in one bit differ in a bit that a mark does without.
         let rest = product(last.wrapping_add(ingress.into()), 0);
         let sender = product(first.wrapping_add(rest), 0);
-        Self { hash, mark: CachedFlow::<P>::mark_of(tuple.ports(), sender ^ hash) }
+        Self { hash, mark: mark_of(tuple.ports(), sender ^ hash) }
     }
 
     /// The key of its entry: of one sender and tuple, no two generations have the same, and none of what was kept where it is not
@@ -336,7 +338,7 @@ pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {
 #[inline(always)]
 fn raise(generation: u32) {
     // SAFETY: the value is an aligned u64.
-    unsafe { atomic::fetch_add(GENERATION.at(generation), CachedFlow::<[u64; 1]>::GENERATION) };
+    unsafe { atomic::fetch_add(GENERATION.at(generation), ONE_GENERATION) };
 }
 
 /// Makes every copy stale, for the controller, which has no atomic operation on maps. Never attached: it is run by

@@ -28,9 +28,13 @@ pub(crate) fn translate<F: Family>(
 #[inline(always)]
 fn transport(frame: &mut Frame, l4: usize, protocol: u8, ports: u32, difference: u16) -> Option<()> {
     if protocol == PROTO_TCP {
-        frame.at_mut::<Tcp>(l4)?.rewrite(ports, difference);
+        let tcp: &mut Tcp = frame.at_mut(l4)?;
+        tcp.ports.set(ports);
+        tcp.change_checksum(difference);
     } else {
-        frame.at_mut::<Udp>(l4)?.rewrite(ports, difference);
+        let udp: &mut Udp = frame.at_mut(l4)?;
+        udp.ports.set(ports);
+        udp.change_checksum(difference);
     }
     Some(())
 }
@@ -40,21 +44,12 @@ pub(crate) trait Transport: Wire {
     /// IP protocol number.
     const PROTOCOL: u8;
 
-    /// Writes ports, given as they are in a packet, and the checksum after this and other changes.
-    fn rewrite(&mut self, ports: u32, change: impl Change);
-
-    /// Writes the checksum after such changes.
+    /// Writes the checksum after these changes.
     fn change_checksum(&mut self, change: impl Change);
 }
 
 impl Transport for Tcp {
     const PROTOCOL: u8 = PROTO_TCP;
-
-    #[inline(always)]
-    fn rewrite(&mut self, ports: u32, change: impl Change) {
-        self.set_ports(ports);
-        self.change_checksum(change);
-    }
 
     #[inline(always)]
     fn change_checksum(&mut self, change: impl Change) {
@@ -64,12 +59,6 @@ impl Transport for Tcp {
 
 impl Transport for Udp {
     const PROTOCOL: u8 = PROTO_UDP;
-
-    #[inline(always)]
-    fn rewrite(&mut self, ports: u32, change: impl Change) {
-        self.set_ports(ports);
-        self.change_checksum(change);
-    }
 
     #[inline(always)]
     fn change_checksum(&mut self, change: impl Change) {

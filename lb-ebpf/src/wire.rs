@@ -254,6 +254,15 @@ pub(crate) struct Ports {
     pub(crate) destination: u16,
 }
 
+impl Ports {
+    /// Writes both, as they are in a packet.
+    #[inline(always)]
+    pub(crate) fn set(&mut self, ports: u32) {
+        // SAFETY: all bytes are in the header, which is borrowed exclusively.
+        unsafe { word::store::<0, _>(self, ports) }
+    }
+}
+
 /// TCP (RFC 9293), without options.
 #[derive(Clone, Copy)]
 #[repr(C, packed(2))]
@@ -306,21 +315,6 @@ impl<I: Wire> Headers<I, Tcp> {
         unsafe { &mut *(&raw mut *self).cast() }
     }
 }
-
-macro_rules! ports {
-    ($($header:ty),+) => {$(
-        impl $header {
-            /// Writes both ports, as they are in a packet.
-            #[inline(always)]
-            pub(crate) fn set_ports(&mut self, ports: u32) {
-                // SAFETY: the header begins with them, and it is borrowed exclusively.
-                unsafe { word::store::<0, _>(self, ports) }
-            }
-        }
-    )+};
-}
-
-ports!(Tcp, Udp);
 
 macro_rules! wire {
     ($($header:ty = $size:literal),+ $(,)?) => {$(

@@ -1,5 +1,7 @@
 //! IPv4.
 
+use core::mem::offset_of;
+
 use lb_common::cache::Differences;
 use lb_common::lane::FAMILY_V4;
 use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
@@ -14,6 +16,9 @@ use crate::word;
 
 /// IPv4 (RFC 791).
 pub(crate) struct V4;
+
+/// Offset of source and destination in a frame.
+const ADDRESSES: i32 = (L3 + offset_of!(Ipv4, source)) as i32;
 
 /// Offset of the transport header behind an IP header without options.
 const L4: i32 = (L3 + V4::HEADER) as i32;
@@ -54,7 +59,7 @@ impl Family for V4 {
     #[inline(always)]
     fn addresses<T: Wire>(headers: &Headers<Ipv4, T>) -> [u64; 1] {
         // SAFETY: all bytes are in the headers.
-        unsafe { [word::load_double::<{ L3 as i32 + 12 }, _>(headers)] }
+        unsafe { [word::load_double::<ADDRESSES, _>(headers)] }
     }
 
     #[inline(always)]
@@ -89,7 +94,7 @@ impl Family for V4 {
         ip.ttl = ip.ttl.wrapping_sub(1);
         ip.checksum = checksum::apply(ip.checksum, difference);
         // SAFETY: all bytes are in the headers, which are borrowed exclusively.
-        unsafe { word::store_double::<{ L3 as i32 + 12 }, _>(headers, addresses) }
+        unsafe { word::store_double::<ADDRESSES, _>(headers, addresses) }
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! IPv6.
 
+use core::mem::offset_of;
+
 use lb_common::lane::FAMILY_V6;
 use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
 
@@ -22,6 +24,9 @@ const HEADERS_MASK: usize = 0x1ff;
 
 /// IPv6 (RFC 8200).
 pub(crate) struct V6;
+
+/// Offset of source and destination in a frame.
+const ADDRESSES: i32 = (L3 + offset_of!(Ipv6, source)) as i32;
 
 /// Offset of the transport header behind an IP header without extensions.
 const L4: i32 = (L3 + V6::HEADER) as i32;
@@ -64,10 +69,10 @@ impl Family for V6 {
         // SAFETY: all bytes are in the headers.
         unsafe {
             [
-                word::load_double::<{ L3 as i32 + 8 }, _>(headers),
-                word::load_double::<{ L3 as i32 + 16 }, _>(headers),
-                word::load_double::<{ L3 as i32 + 24 }, _>(headers),
-                word::load_double::<{ L3 as i32 + 32 }, _>(headers),
+                word::load_double::<ADDRESSES, _>(headers),
+                word::load_double::<{ ADDRESSES + 8 }, _>(headers),
+                word::load_double::<{ ADDRESSES + 16 }, _>(headers),
+                word::load_double::<{ ADDRESSES + 24 }, _>(headers),
             ]
         }
     }
@@ -101,10 +106,10 @@ impl Family for V6 {
         headers.ip.hop_limit = headers.ip.hop_limit.wrapping_sub(1);
         // SAFETY: all bytes are in the headers, which are borrowed exclusively.
         unsafe {
-            word::store_double::<{ L3 as i32 + 8 }, _>(headers, a);
-            word::store_double::<{ L3 as i32 + 16 }, _>(headers, b);
-            word::store_double::<{ L3 as i32 + 24 }, _>(headers, c);
-            word::store_double::<{ L3 as i32 + 32 }, _>(headers, d);
+            word::store_double::<ADDRESSES, _>(headers, a);
+            word::store_double::<{ ADDRESSES + 8 }, _>(headers, b);
+            word::store_double::<{ ADDRESSES + 16 }, _>(headers, c);
+            word::store_double::<{ ADDRESSES + 24 }, _>(headers, d);
         }
     }
 
