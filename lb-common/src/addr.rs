@@ -38,6 +38,13 @@ pub trait Address: Copy + PartialEq {
         Self::Pair::of(source.half(), destination.half())
     }
 
+    /// Whether it is the same address, word by word.
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        a == e && (Self::VERSION == 4 || b == f && c == g && d == h)
+    }
+
     /// The address as half of such a pair.
     fn half(self) -> <Self::Pair as Pair>::Half;
 

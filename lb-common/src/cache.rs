@@ -150,7 +150,8 @@ impl<P: Pair> Tuple<P> {
     }
 
     /// What it is hashed to. Only the high half depends on all of it: that is for its places in the cache, for its group, and for
-    /// what tells it from others there. A collision costs a lookup and nothing else.
+    /// what tells it from others there. Tuples that collide can be made on purpose; wherever the hash is used, that costs a lookup, or
+    /// another SNAT port.
     #[inline(always)]
     pub fn hash(&self) -> u64 {
         self.addresses.hash(self.rest)

@@ -1,14 +1,13 @@
-//! A flow: two linked entries of `connections_v4` or `connections_v6`, one for each direction.
+//! A flow: one entry of `connections_v4` or `connections_v6`, once its client has proved that it exists; until then a record of
+//! `half_open_v4` or `half_open_v6`. The key is the tuple of the client's packets, the value says what becomes of the packets of
+//! both directions.
 //!
-//! Why two entries and not one record: a packet of either direction then needs exactly one lookup, which is
-//! what an established packet costs. The key is the tuple as it arrives, the value is the whole answer. The two
-//! halves need no pointers to find each other: the translated tuple of one half, turned round, is the key of
-//! the other ([`Flow::other_half`]). The reply half is inserted first and only if absent, which claims the
-//! SNAT port; it is removed last, which releases it.
+//! An answer comes with another tuple. `answers_v4` and `answers_v6` tell whose it is, and are what claims a SNAT port: a tuple is
+//! claimed before its flow is entered anywhere, and given back when the flow is gone (see [`crate::AnswerBucket`]).
 
 use crate::{Address, MAX_COPY_S, NextHop, PROTO_TCP, pod};
 
-/// Key of the connection maps: the 5-tuple of a packet as it arrives, before translation.
+/// The 5-tuple of a packet as it arrives, before translation. Key of the connection maps, for packets from the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FlowKey<A> {
@@ -27,6 +26,16 @@ pub struct FlowKey<A> {
 }
 
 impl<A: Address> FlowKey<A> {
+    /// Whether it is the same tuple. Word by word, and each only if those before are the same: a program has few registers.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        self.source_port == other.source_port
+            && self.destination_port == other.destination_port
+            && self.protocol == other.protocol
+            && self.source.is(other.source)
+            && self.destination.is(other.destination)
+    }
+
     /// The tuple of the packets that answer this one.
     #[inline(always)]
     pub fn reversed(self) -> Self {
@@ -40,13 +49,14 @@ impl<A: Address> FlowKey<A> {
     }
 }
 
-/// Value of the connection maps: what happens to a packet with this key.
+/// Value of the connection maps: what happens to the packets of a flow. What is said of addresses and ports holds for those to the
+/// backend; an answer is translated the opposite way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow<A> {
-    /// Source address after translation.
+    /// Source address after translation: the SNAT address, or the client's.
     pub source: A,
-    /// Destination address after translation.
+    /// Destination address after translation: the backend's.
     pub destination: A,
     /// Source port after translation, host order.
     pub source_port: u16,
@@ -64,19 +74,20 @@ pub struct Flow<A> {
     pub client: NextHop,
     /// When the flow was made, in ticks (the low 32 bits of the kernel's jiffies).
     pub created: u32,
-    /// When a packet last passed this half, in ticks; written at most [`crate::SEEN_PER_SECOND`] times a second. Packets that
-    /// find a copy of the flow do not write it: see [`Flow::copy_s`].
+    /// When a packet of either direction last looked at the flow, in ticks, but for answers before the client's first ACK, which keep
+    /// nothing alive; written at most [`crate::SEEN_PER_SECOND`] times a second.
+    /// Packets that find a copy of the flow do not write it: see [`Flow::copy_s`].
     pub last_seen: u32,
-    /// [`Flow::TO_BACKEND`] or [`Flow::TO_CLIENT`].
-    pub direction: u8,
-    /// What this direction has shown so far: bits of [`Flow::SYN`] and so on.
-    pub seen: u8,
+    /// What the packets to the backend have shown so far: bits of [`Flow::SYN`] and so on.
+    pub seen_to_backend: u8,
+    /// The same of the answers.
+    pub seen_to_client: u8,
     /// MTU of the link to the client, in bytes from the IP header on; 0 when unknown. That to the backend stands in
     /// [`crate::Backend::mtu`].
     pub mtu: u16,
-    /// Bits of [`Flow::CUT`]; a half with any of them leaves the short way through the program.
+    /// Bits of [`Flow::CUT`]; a flow with any of them leaves the short way through the program.
     pub flags: u8,
-    /// Seconds for which copies of an established half are used: `last_seen` may be as much too early.
+    /// Seconds for which copies of an established flow are used: `last_seen` may be as much too early.
     pub copy_s: u8,
     /// Padding.
     pub _pad: [u8; 2],
@@ -102,24 +113,89 @@ impl<A> Flow<A> {
     /// Beside [`Flow::CUT`]: the flow has idled out, so either end gets the RST itself when it sends.
     pub const IDLE: u8 = 1 << 1;
 
+    /// What one direction has shown.
+    #[inline(always)]
+    pub const fn seen(&self, direction: u8) -> u8 {
+        if direction == Self::TO_BACKEND { self.seen_to_backend } else { self.seen_to_client }
+    }
+
+    /// The same, to be changed.
+    #[inline(always)]
+    pub const fn seen_mut(&mut self, direction: u8) -> &mut u8 {
+        if direction == Self::TO_BACKEND { &mut self.seen_to_backend } else { &mut self.seen_to_client }
+    }
+
+    /// Whether packets with these marks go on as they did, so that copies of the flow may be in use for them.
+    #[inline(always)]
+    const fn is_calm(seen: u8) -> bool {
+        seen & (Self::ESTABLISHED | Self::FIN | Self::RST) == Self::ESTABLISHED
+    }
+
     /// Seconds that its last packet may have come later than `last_seen` says. Of what is opened, closed or cut right now the
     /// time is known better.
     #[inline(always)]
     pub const fn lag_s(&self) -> u8 {
-        let is_calm = self.seen & (Self::ESTABLISHED | Self::FIN | Self::RST) == Self::ESTABLISHED;
+        let may_be_copied = self.flags == 0
+            && !self.is_closing()
+            && (Self::is_calm(self.seen_to_backend) || Self::is_calm(self.seen_to_client));
         match self.copy_s {
             // Also of flows that another version has made: lanes last only so long.
             copy_s if copy_s as u32 > MAX_COPY_S => MAX_COPY_S as u8,
-            copy_s if copy_s > 1 && is_calm && self.flags == 0 => copy_s,
+            copy_s if copy_s > 1 && may_be_copied => copy_s,
             _ => 1,
         }
+    }
+
+    /// Whether the two directions have closed the connection: both have sent FIN, or either has sent RST.
+    #[inline(always)]
+    pub const fn is_closing(&self) -> bool {
+        (self.seen_to_backend & self.seen_to_client & Self::FIN)
+            | ((self.seen_to_backend | self.seen_to_client) & Self::RST)
+            != 0
+    }
+
+    /// Whether the client tries once more to open a connection that its backend took for an earlier one: it answered the SYN
+    /// with an ACK, which the client refused by a RST, as RFC 9293, 3.5.1 wants it. That RST has ended the earlier one, so that the
+    /// same source will do now, where another may be held by an earlier connection again.
+    #[inline(always)]
+    pub const fn is_retried(&self) -> bool {
+        self.seen_to_backend & (Self::ESTABLISHED | Self::FIN) == 0
+            && self.seen_to_client == Self::ESTABLISHED
+    }
+
+    /// Whether it waits for the client's first ACK.
+    #[inline(always)]
+    pub const fn is_half_open(&self, protocol: u8) -> bool {
+        protocol == PROTO_TCP && self.seen_to_backend & Self::ESTABLISHED == 0
+    }
+
+    /// Whether it has proved that its client exists: by an ACK that only a receiver of the SYN-ACK can send, or, for
+    /// UDP, by an answer from the backend or a second datagram. A TCP flow that was picked up without SYN has proved it once
+    /// its backend goes on with it. What has not is the first to go when room is needed.
+    #[inline(always)]
+    pub const fn is_promoted(&self, protocol: u8) -> bool {
+        let is_established = self.seen_to_backend & Self::ESTABLISHED != 0;
+        if protocol != PROTO_TCP {
+            return is_established || self.seen_to_client != 0;
+        }
+        let is_answered = self.seen_to_client & !Self::RST != 0 && self.seen_to_client & Self::RST == 0;
+        is_established && (self.seen_to_backend & Self::SYN != 0 || is_answered)
     }
 }
 
 impl<A: Address> Flow<A> {
-    /// Key of the other half: the translated tuple, turned round.
+    /// Whether packets with this tuple are its answers.
     #[inline(always)]
-    pub fn other_half(&self, protocol: u8) -> FlowKey<A> {
+    pub fn is_answered_by(&self, key: &FlowKey<A>) -> bool {
+        self.destination_port == key.source_port
+            && self.source_port == key.destination_port
+            && self.destination.is(key.source)
+            && self.source.is(key.destination)
+    }
+
+    /// The tuple of its answers: the translated one, turned round.
+    #[inline(always)]
+    pub fn answers(&self, protocol: u8) -> FlowKey<A> {
         FlowKey {
             source: self.destination,
             destination: self.source,
@@ -131,61 +207,19 @@ impl<A: Address> Flow<A> {
     }
 }
 
-/// Whether the two directions have closed the connection: both have sent FIN, or either has sent RST.
-#[inline(always)]
-pub const fn is_closing(seen: u8, seen_by_other: u8) -> bool {
-    const FIN: u8 = Flow::<crate::Addr4>::FIN;
-    const RST: u8 = Flow::<crate::Addr4>::RST;
-    (seen & seen_by_other & FIN != 0) || ((seen | seen_by_other) & RST != 0)
-}
-
-/// Whether the client tries once more to open a connection that its backend took for an earlier one: it answered the SYN
-/// with an ACK, which the client refused by a RST, as RFC 9293, 3.5.1 wants it. That RST has ended the earlier one, so that the
-/// same source will do now, where another may be held by an earlier connection again.
-#[inline(always)]
-pub const fn is_retried(seen_to_backend: u8, seen_to_client: u8) -> bool {
-    type Bits = Flow<crate::Addr4>;
-    seen_to_backend & (Bits::ESTABLISHED | Bits::FIN) == 0 && seen_to_client == Bits::ESTABLISHED
-}
-
-/// Whether a flow waits for the client's first ACK: `seen` is that of the half to the backend.
-#[inline(always)]
-pub const fn is_half_open(protocol: u8, seen: u8) -> bool {
-    protocol == PROTO_TCP && seen & Flow::<crate::Addr4>::ESTABLISHED == 0
-}
-
-/// Whether a flow has proved that its client exists: by an ACK that only a receiver of the SYN-ACK can send, or, for
-/// UDP, by an answer from the backend or a second datagram. A TCP flow that was picked up without SYN has proved it once
-/// its backend goes on with it. What has not is the first to go when room is needed.
-#[inline(always)]
-pub const fn is_promoted(protocol: u8, seen_to_backend: u8, seen_to_client: u8) -> bool {
-    type Bits = Flow<crate::Addr4>;
-    let is_established = seen_to_backend & Bits::ESTABLISHED != 0;
-    if protocol != PROTO_TCP {
-        return is_established || seen_to_client != 0;
-    }
-    let is_answered = seen_to_client & !Bits::RST != 0 && seen_to_client & Bits::RST == 0;
-    is_established && (seen_to_backend & Bits::SYN != 0 || is_answered)
-}
-
-/// Value of the per-CPU rings `half_open_v4` and `half_open_v6`: a flow that was opened and has not been promoted yet.
-/// A ring that comes round ends the oldest of them, so that no number of SYNs takes room from established flows.
+/// Value of the maps `half_open_v4` and `half_open_v6`: a flow that was opened and has not been promoted yet. Each CPU enters
+/// those that it opens into a ring of its own, which ends the oldest when it comes round, so that no number of SYNs takes room from
+/// established flows. `flows_at_v4` and `flows_at_v6` tell where in the rings a tuple's flow is: see [`crate::bucket`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HalfOpen<A> {
-    /// Key of the half to the backend.
+    /// Tells one flow in this slot from the next: flows are counted on each CPU, from 1 on. 0: no flow. Whoever makes it 0, which
+    /// is done by comparing and swapping, has ended or promoted the flow, and nobody else has.
+    pub number: u64,
+    /// The tuple of the client's packets.
     pub key: FlowKey<A>,
-    /// [`Flow::created`] of that flow: tells it from a later one of the same tuple.
-    pub created: u32,
-    /// 0, [`HalfOpen::OPENED`] or [`HalfOpen::PICKED_UP`].
-    pub used: u32,
-}
-
-impl<A> HalfOpen<A> {
-    /// The slot has been used, for a flow that began with its first packet.
-    pub const OPENED: u32 = 1;
-    /// The same, for TCP from the middle of a connection: the collector does not end it as half-open.
-    pub const PICKED_UP: u32 = 2;
+    /// What becomes of them.
+    pub flow: Flow<A>,
 }
 
 pod!(HalfOpen<crate::Addr4>, HalfOpen<crate::Addr6>);
@@ -196,3 +230,5 @@ const _: () = assert!(size_of::<FlowKey<crate::Addr6>>() == 40);
 // One cache line for everything an established IPv4 packet needs of its flow.
 const _: () = assert!(size_of::<Flow<crate::Addr4>>() == 56);
 const _: () = assert!(size_of::<Flow<crate::Addr6>>() == 80);
+const _: () = assert!(size_of::<HalfOpen<crate::Addr4>>() == 80);
+const _: () = assert!(size_of::<HalfOpen<crate::Addr6>>() == 128);

@@ -10,6 +10,7 @@
 
 pub mod addr;
 pub mod backend;
+pub mod bucket;
 pub mod cache;
 pub mod counters;
 pub mod explain;
@@ -27,6 +28,7 @@ pub mod traffic;
 
 pub use addr::{Addr4, Addr6, Address};
 pub use backend::{Backend, NextHop};
+pub use bucket::{AnswerBucket, FlowBucket};
 pub use cache::{CacheUse, CachedFlow, GENERATIONS, Tuple};
 pub use counters::{Counters, Traffic};
 pub use explain::Explanation;
@@ -42,7 +44,7 @@ pub use settings::Settings;
 
 /// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
 /// carry another one. Raise it with every change of a layout or of a field's meaning.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
 /// the old ones have drained.
@@ -73,13 +75,25 @@ pub const MAX_SOURCE_RULES: u32 = 1 << 20;
 /// [`MIN_HALF_OPEN_PER_CPU`] is more.
 pub const HALF_OPEN_SLOTS: u32 = 131_072;
 
+/// Places in `flows_at_v4` for four flows: a fifth of them stays free when there are as many flows as there may be.
+pub const PLACES_PER_FOUR_FLOWS: u32 = 5;
+
+/// Buckets of `flows_at_v4` for two slots of the rings at least: half-open flows alone hardly ever fill one.
+pub const FLOW_BUCKETS_PER_TWO_SLOTS: u32 = 3;
+
+/// Places in `answers_v4` for three flows: a quarter of them stays free when there are as many flows as there may be.
+pub const ANSWERS_PER_THREE_FLOWS: u32 = 4;
+
+/// `answers_more_v4` has room for one of so many flows: it takes the claims that find their bucket full.
+pub const FLOWS_PER_ANSWER_ELSEWHERE: u32 = 8;
+
 /// Slots that the ring of each CPU has at least.
 pub const MIN_HALF_OPEN_PER_CPU: u32 = 4_096;
 
 /// Entries in the cache of flows of each CPU and family at most (power of two).
 pub const MAX_CACHE_ENTRIES: u32 = 1 << 21;
 
-/// Seconds after which a TCP flow without the client's ACK ends, and its slot in the ring means nothing any more.
+/// Seconds after which a TCP flow without the client's ACK ends.
 pub const HALF_OPEN_S: u32 = 5;
 
 /// Bytes of the ring `held_fragments`.

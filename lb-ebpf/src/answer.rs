@@ -4,15 +4,14 @@
 use lb_common::{Flow, FlowKey, NextHop, PROTO_TCP, Reason};
 
 use crate::checksum::Sum;
-use crate::count;
 use crate::family::Family;
-use crate::forward;
+use crate::flow::Seen;
 use crate::frame::Frame;
 use crate::maps::{ANSWER, ANSWER_RATES, Scratch};
 use crate::parse::Packet;
-use crate::rate;
 use crate::stop::Stop;
 use crate::wire::{Ethernet, Icmp, Ports, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, VlanTag, Word};
+use crate::{count, flow, forward, rate};
 
 /// ICMP errors a CPU sends each second at most (RFC 1812, 4.3.2.8; RFC 4443, 2.4 (f)).
 const ERRORS_PER_SECOND: u64 = 1000;
@@ -84,10 +83,8 @@ fn refuse<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>) -> Option<u32>
 #[inline(always)]
 fn cut<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>) -> Option<u32> {
     let tcp: Tcp = *frame.at(packet.l4())?;
-    // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
-    let flow: &Flow<F::Addr> = unsafe { F::connections().get(&packet.key) }?;
-    let tuple = flow.other_half(PROTO_TCP).reversed();
-    let client = flow.client;
+    let Seen { flow, client, .. } = flow::look::<F>(&packet.key)?;
+    let (tuple, client) = (client.reversed(), flow.client);
     let numbers = [tcp.sequence, tcp.acknowledgement];
     write_reset::<F>(frame, packet.l3(), &tuple, numbers, TCP_RST | TCP_ACK, &client)
 }
@@ -136,9 +133,8 @@ fn write_reset<F: Family>(
 /// Who tells the sender of a packet about it: the VIP. What the flow hides, the error hides.
 #[inline(always)]
 fn seen_source<F: Family>(packet: &Packet<F::Addr>) -> F::Addr {
-    // SAFETY: as in `cut`.
-    match unsafe { F::connections().get(&packet.key) } {
-        Some(flow) if flow.direction == Flow::<F::Addr>::TO_CLIENT => flow.source,
+    match flow::look::<F>(&packet.key) {
+        Some(Seen { client, direction, .. }) if direction == Flow::<F::Addr>::TO_CLIENT => client.destination,
         _ => packet.key.destination,
     }
 }

@@ -22,6 +22,7 @@ use crate::frame::{Frame, L3};
 use crate::lane::Lanes;
 use crate::maps::{GENERATION, TICKS_PER_SECOND};
 use crate::parse::Packet;
+use crate::whereabouts::Spot;
 use crate::wire::{Ethernet, Headers, TCP_FIN, TCP_RST, TCP_SYN, Tcp};
 use crate::{atomic, count, word};
 
@@ -108,7 +109,14 @@ pub(crate) fn find<F: Family>(sought: Sought, length: u32, moment: Moment) -> Op
     if caching.mask == 0 {
         return None;
     }
-    let own = look::<F>(index(sought.hash, caching), word::settled(sought.key(caching)))?;
+    let Some(own) = look::<F>(index(sought.hash, caching), word::settled(sought.key(caching))) else {
+        // Most that are not found are the first packets of flows: this is what is looked at next, and by now the processor only guesses
+        // that there is no entry.
+        if let Some(spot) = Spot::of::<F>(sought.hash) {
+            spot.fetch();
+        }
+        return None;
+    };
     let lane = F::lane(caching.first_lane + u32::from(own.lane))?;
     let course = &lane.course;
     if moment.tick.wrapping_sub(own.since) >= u32::from(course.lag) || length > u32::from(course.mtu) {
@@ -202,7 +210,7 @@ impl Place {
         let placed = room::<F>(index, tuple.ports(), client)
             .and_then(|entry| Some((entry, lanes.find::<F>(&course)?)));
         match placed {
-            Some((entry, lane)) => write(entry, &copy::<F>(key, client, lane, known.flow)),
+            Some((entry, lane)) => write(entry, &copy::<F>(key, client, lane, known)),
             None => caching.crowded += 1,
         }
     }
@@ -262,16 +270,17 @@ struct Common<F: Family> {
 /// The port is left out where the packets of all of them have the right one.
 #[inline(always)]
 fn common<F: Family>(tuple: &Tuple<Pair<F>>, ingress: u32, known: &Known<'_, F::Addr>) -> Common<F> {
-    let Known { flow, next_hop, mtu } = known;
+    let Known { flow, direction, next_hop, mtu, .. } = known;
+    let to = known.translation::<F>();
     let (source, destination) = tuple.addresses.halves();
     let (source_port, destination_port) = split_ports(tuple.ports());
-    let is_to_backend = flow.direction == Flow::<F::Addr>::TO_BACKEND;
+    let is_to_backend = *direction == Flow::<F::Addr>::TO_BACKEND;
     let (old, new, client, at_backend) = if is_to_backend {
-        let new = (flow.destination.half(), flow.destination_port.to_be());
-        ((destination, destination_port), new, source, flow.source.half())
+        let new = (to.destination.half(), to.destination_port.to_be());
+        ((destination, destination_port), new, source, to.source.half())
     } else {
-        let new = (flow.source.half(), flow.source_port.to_be());
-        ((source, source_port), new, flow.destination.half(), destination)
+        let new = (to.source.half(), to.source_port.to_be());
+        ((source, source_port), new, to.destination.half(), destination)
     };
     let hides_client = client != at_backend;
     let course = Course {
@@ -285,7 +294,7 @@ fn common<F: Family>(tuple: &Tuple<Pair<F>>, ingress: u32, known: &Known<'_, F::
         difference: 0,
         mtu: if *mtu == 0 { u16::MAX } else { *mtu },
         protocol: tuple.protocol(),
-        direction: flow.direction,
+        direction: *direction,
         lag: (TICKS_PER_SECOND.load() * u32::from(flow.lag_s())) as u16,
         hides_client: hides_client.into(),
         turns_back: (next_hop.ifindex == ingress).into(),
@@ -295,10 +304,13 @@ fn common<F: Family>(tuple: &Tuple<Pair<F>>, ingress: u32, known: &Known<'_, F::
 
 /// What is a flow's own.
 #[inline(always)]
-fn copy<F: Family>(key: u64, client: Half<F>, lane: u16, flow: &Flow<F::Addr>) -> CachedFlow<Pair<F>> {
-    let is_to_backend = flow.direction == Flow::<F::Addr>::TO_BACKEND;
-    let port = if is_to_backend { flow.source_port } else { flow.destination_port };
-    CachedFlow { key, client, since: flow.last_seen, port: port.to_be(), lane, differences: F::kept(flow) }
+fn copy<F: Family>(key: u64, client: Half<F>, lane: u16, known: &Known<'_, F::Addr>) -> CachedFlow<Pair<F>> {
+    let Known { flow, direction, .. } = known;
+    let to = known.translation::<F>();
+    let is_to_backend = *direction == Flow::<F::Addr>::TO_BACKEND;
+    let port = if is_to_backend { to.source_port } else { to.destination_port };
+    let differences = F::kept(to.ip_difference, to.l4_difference);
+    CachedFlow { key, client, since: flow.last_seen, port: port.to_be(), lane, differences }
 }
 
 #[inline(always)]
@@ -328,7 +340,7 @@ pub(crate) fn forget<F: Family>(packet: &Packet<F::Addr>) {
     }
 }
 
-/// Makes the copies of a half stale that any CPU has: the half has been removed or goes another way. Comes after
+/// Makes the copies of a flow stale that any CPU has for packets with this tuple: it has been removed or goes another way. Comes after
 /// that, else another CPU might copy once more what is about to go. Copies of other flows of its group become stale, too.
 #[inline(always)]
 pub(crate) fn outdate<A: Address>(key: &FlowKey<A>) {

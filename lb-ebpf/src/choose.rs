@@ -22,6 +22,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) listener: &'a Listener,
     pub(crate) backend_id: u32,
     pub(crate) backend: &'a Backend,
+    /// MTU of the link that the packet came by; 0 when unknown.
+    pub(crate) client_mtu: u16,
 }
 
 /// Chooses a backend from the rotation of the listener's set, or says why there is none. Changes nothing but `keys`.
@@ -38,7 +40,8 @@ pub(crate) fn choose<'a, F: Family>(
     }
     keys.listener.address = key.destination.widen();
     let vip_flags = vip_flags(&keys.listener.address).ok_or(Stop::pass(Reason::NotOurs))?;
-    if !frame.is_to_this_host() {
+    let interface = frame.interface();
+    if !frame.is_to_this(interface) {
         return Err(Stop::pass(Reason::OtherHost));
     }
     let Some(listener) = find_listener(keys, key.destination_port, key.protocol, vip_flags) else {
@@ -73,7 +76,8 @@ pub(crate) fn choose<'a, F: Family>(
     if !backend.next_hop.is_resolved() {
         return Err(drop(Reason::NextHopUnresolved));
     }
-    Ok(Choice { listener, backend_id, backend })
+    let client_mtu = interface.map_or(0, |interface| interface.mtu);
+    Ok(Choice { listener, backend_id, backend, client_mtu })
 }
 
 /// What is known of a VIP: bits of [`Vip::LISTENS`] and so on. `None` if the address is none.

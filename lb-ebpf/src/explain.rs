@@ -8,12 +8,14 @@ use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use lb_common::{Address, Explanation, Flow, NextHop, Reason};
 
 use crate::family::Family;
+use crate::flow::Seen;
 use crate::frame::Frame;
 use crate::maps::{Keys, Scratch};
 use crate::parse::{self, Packet};
 use crate::stop::Stop;
+use crate::translate::Translation;
 use crate::wire::{ETHER_IPV4, ETHER_IPV6};
-use crate::{admit, choose, flow, snat};
+use crate::{admit, attend, choose, flow, snat};
 
 /// Writes an [`Explanation`] over the first bytes of the frame.
 #[inline(always)]
@@ -39,23 +41,22 @@ fn travel<F: Family>(
     keys: &mut Keys,
     explanation: &mut Explanation,
 ) -> Result<(), Stop> {
-    // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
-    if let Some(flow) = unsafe { F::connections().get(&packet.key) } {
+    if let Some(Seen { flow, client, direction }) = flow::look::<F>(&packet.key) {
         (explanation.listener, explanation.backend) = (flow.listener, flow.backend);
-        if flow.direction == Flow::<F::Addr>::TO_CLIENT {
+        if direction == Flow::<F::Addr>::TO_CLIENT {
             explanation.flags = Explanation::TO_CLIENT;
         }
-        if packet.is_sound && flow::is_astray(frame, flow) {
+        if packet.is_sound && attend::is_astray(frame, flow, direction) {
             return Err(Stop::pass(Reason::OtherHost));
         }
-        if let Some((next_hop, mtu)) = flow::way::<F>(packet, flow)? {
+        if let Some((next_hop, mtu)) = attend::way(packet, flow, direction)? {
             if !flow::fits(frame, packet.length, mtu) {
                 return Err(Stop::too_big(flow.listener, mtu));
             }
-            explanation.source = flow.source.widen();
-            explanation.destination = flow.destination.widen();
-            (explanation.source_port, explanation.destination_port) =
-                (flow.source_port, flow.destination_port);
+            let to = Translation::of::<F>(flow, client, direction);
+            explanation.source = to.source.widen();
+            explanation.destination = to.destination.widen();
+            (explanation.source_port, explanation.destination_port) = (to.source_port, to.destination_port);
             write_way(&next_hop, mtu, explanation);
             return Ok(());
         }
@@ -79,6 +80,9 @@ fn begin<F: Family>(
     let drop = |reason| Stop::drop(reason, choice.listener.id);
     if admit::is_over_limit(choice.listener) {
         return Err(drop(Reason::RateLimited));
+    }
+    if F::is_full() {
+        return Err(drop(Reason::ConnectionsFull));
     }
     let opening = F::opening().ok_or(drop(Reason::ConnectionsFull))?;
     snat::claim::<F, false>(&packet.key, &choice, opening, keys).map_err(drop)?;

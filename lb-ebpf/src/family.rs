@@ -3,12 +3,12 @@
 mod v4;
 mod v6;
 
-use aya_ebpf::btf_maps::PerCpuArray;
-use lb_common::{Address, CacheUse, CachedFlow, Course, Flow, HALF_OPEN_SLOTS, HalfOpen, Lane, Settings};
+use lb_common::{Address, AnswerBucket, CacheUse, CachedFlow, Course, FlowBucket, HalfOpen, Lane, Settings};
 
 use crate::checksum::{Change, Sum};
+use crate::clock::now;
 use crate::frame::Frame;
-use crate::maps::{Connections, Opening, Scratch};
+use crate::maps::{AnswersMore, Connections, FULL_SINCE, Opening, Scratch, TICKS_PER_SECOND};
 use crate::parse::Fragment;
 use crate::wire::{Headers, Wire};
 
@@ -23,6 +23,9 @@ pub(crate) type Half<F> = <Pair<F> as lb_common::cache::Pair>::Half;
 
 /// TTL or hop limit of packets that the balancer makes (RFC 1700).
 const FRESH_TTL: u8 = 64;
+
+/// Tells tick 0 from never.
+const FULL: u64 = 1 << 32;
 
 /// The fields of an IP header that the journey needs.
 pub(crate) struct IpFields<A> {
@@ -153,14 +156,23 @@ pub(crate) trait Family {
     /// Whether an ICMP type is that of an error about a packet.
     fn is_icmp_error(kind: u8) -> bool;
 
-    /// The ring of half-open flows, and the index of its next slot in `half_open_next`.
-    fn half_open() -> (&'static HalfOpenRing<Self::Addr>, usize);
+    /// A record in its map of half-open flows.
+    fn half_open(slot: u32) -> Option<*mut HalfOpen<Self::Addr>>;
+
+    /// A bucket that tells where flows are.
+    fn flows_at(index: u32) -> Option<*mut FlowBucket>;
+
+    /// A bucket that tells whose answers are.
+    fn answers(index: u32) -> Option<*mut AnswerBucket<Self::Addr>>;
+
+    /// Answers that found their bucket full.
+    fn answers_more() -> &'static AnswersMore<Self::Addr>;
 
     /// An entry of this CPU in its cache of flows.
     fn cached(index: u32) -> Option<&'static mut CachedFlow<Pair<Self>>>;
 
-    /// What a copy of a flow keeps of its differences.
-    fn kept(flow: &Flow<Self::Addr>) -> <Pair<Self> as lb_common::cache::Pair>::Differences;
+    /// What a copy of a flow keeps of the differences that its translation makes to the IP header and to TCP or UDP.
+    fn kept(ip_difference: u16, l4_difference: u16) -> <Pair<Self> as lb_common::cache::Pair>::Differences;
 
     /// What its course keeps of them, but for [`Course::difference`] complete; the ports are those of the other side, as they are in packets.
     fn course_difference(course: &Course<Pair<Self>>, arrives: u16, leaves: u16) -> u16;
@@ -187,6 +199,21 @@ pub(crate) trait Family {
 
     /// Its connection map.
     fn connections() -> &'static Connections<Self::Addr>;
+
+    /// Notes that the map has no room for one more flow.
+    #[inline(always)]
+    fn note_full() {
+        // SAFETY: an aligned word that any CPU may write at any time.
+        unsafe { FULL_SINCE.at(Self::NUMBER).write_volatile(FULL | u64::from(now())) };
+    }
+
+    /// Whether it had no room within the last second: new flows are refused rather than cut off in the midst of their handshake.
+    #[inline(always)]
+    fn is_full() -> bool {
+        // SAFETY: as in `note_full`.
+        let since = unsafe { FULL_SINCE.at(Self::NUMBER).read_volatile() };
+        since != 0 && now().wrapping_sub(since as u32) < TICKS_PER_SECOND.load()
+    }
 
     /// This CPU's scratch memory for a flow in the making.
     fn opening() -> Option<&'static mut Opening<Self::Addr>>;
@@ -226,6 +253,3 @@ impl Direction for ToBackend {
 impl Direction for ToClient {
     const IS_TO_BACKEND: bool = false;
 }
-
-/// A ring of half-open flows.
-pub(crate) type HalfOpenRing<A> = PerCpuArray<HalfOpen<A>, { HALF_OPEN_SLOTS as usize }>;

@@ -167,8 +167,14 @@ impl Frame {
     /// taken at the word of any address that is not a group's: the lowest bit of the first byte (IEEE 802.3, 3.2.3).
     #[inline(always)]
     pub(crate) fn is_to_this_host(&self) -> bool {
+        self.is_to_this(self.interface())
+    }
+
+    /// The same where the interface it came in through is known.
+    #[inline(always)]
+    pub(crate) fn is_to_this(&self, interface: Option<&InterfaceMac>) -> bool {
         let Some(ethernet) = self.at::<Ethernet>(0) else { return false };
-        match self.interface() {
+        match interface {
             Some(own) => mac(ethernet.destination) == own.mac,
             None => ethernet.destination[0] & GROUP == 0,
         }

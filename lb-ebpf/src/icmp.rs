@@ -1,7 +1,7 @@
 //! ICMP: errors about a flow, and echo requests to a VIP.
 //!
-//! An error carries the packet it is about as that packet left the balancer. Turned round, its tuple is the key of the
-//! half for the opposite direction, which is the way the error has to go; that half's translation, read backwards,
+//! An error carries the packet it is about as that packet left the balancer. Turned round, its tuple is the tuple of
+//! packets in the opposite direction, which is the way the error has to go; their translation, read backwards,
 //! restores the packet to what its sender had sent. 8 bytes of the inner transport header are enough (RFC 792); the
 //! checksum of an inner TCP header is set right where it is there.
 
@@ -13,14 +13,15 @@ use lb_common::{Address, Flow, FlowKey, PROTO_TCP, PROTO_UDP, Reason, Settings};
 
 use crate::checksum::{self, Sum};
 use crate::choose::vip_flags;
-use crate::count;
 use crate::family::Family;
-use crate::forward;
+use crate::flow::Seen;
 use crate::frame::Frame;
 use crate::maps::{BACKENDS, SETTINGS, Scratch};
 use crate::parse::Packet;
 use crate::stop::Stop;
+use crate::translate::Translation;
 use crate::wire::{Icmp, Ports, Tcp, Udp, Word};
+use crate::{count, flow, forward};
 
 /// TTL or hop limit of an echo reply (RFC 1700).
 const REPLY_TTL: u8 = 64;
@@ -49,7 +50,7 @@ pub(crate) fn travel<F: Family>(frame: &mut Frame) -> Result<u32, Stop> {
 
 /// The packet that an error is about.
 struct Inner<'a, A> {
-    /// Key of the half for the opposite direction: its tuple, turned round.
+    /// Its tuple, turned round: that of the packets in the opposite direction.
     key: &'a FlowKey<A>,
     /// Offset of its IP header.
     l3: usize,
@@ -95,19 +96,20 @@ fn error<F: Family>(
     packet: &Packet<F::Addr>,
     inner: &Inner<'_, F::Addr>,
 ) -> Result<u32, Stop> {
-    // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
-    let flow = unsafe { F::connections().get(inner.key) }.ok_or(Stop::pass(Reason::IcmpUnrelated))?;
+    let Seen { flow, client, direction } =
+        flow::look::<F>(inner.key).ok_or(Stop::pass(Reason::IcmpUnrelated))?;
     if !frame.is_to_this_host() {
         return Err(Stop::pass(Reason::OtherHost));
     }
-    let next_hop = if flow.direction == Flow::<F::Addr>::TO_BACKEND {
+    let next_hop = if direction == Flow::<F::Addr>::TO_BACKEND {
         BACKENDS.get(flow.backend).map(|backend| backend.next_hop)
     } else {
         Some(flow.client)
     };
     let unresolved = Stop::drop(Reason::NextHopUnresolved, flow.listener);
     let next_hop = next_hop.filter(|next_hop| next_hop.is_resolved()).ok_or(unresolved)?;
-    rewrite::<F>(frame, packet, inner, flow).ok_or(Stop::drop(Reason::Malformed, flow.listener))?;
+    let to = Translation::of::<F>(flow, client, direction);
+    rewrite::<F>(frame, packet, inner, &to).ok_or(Stop::drop(Reason::Malformed, flow.listener))?;
     count::reason(Reason::IcmpTranslated as u32, flow.listener + 1);
     forward::forward(frame, &next_hop).ok_or(unresolved)
 }
@@ -117,7 +119,7 @@ fn rewrite<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
     inner: &Inner<'_, F::Addr>,
-    flow: &Flow<F::Addr>,
+    flow: &Translation<F::Addr>,
 ) -> Option<()> {
     // The inner packet goes the opposite way: what its sender had sent has the flow's source as its destination.
     let inner_ip = F::write_inner_ip(frame, inner.l3, flow.destination, flow.source, flow.ip_difference)?;
@@ -141,7 +143,7 @@ fn rewrite_inner_transport<A: Address>(
     frame: &mut Frame,
     packet: &Packet<A>,
     inner: &Inner<'_, A>,
-    flow: &Flow<A>,
+    flow: &Translation<A>,
 ) -> Option<Sum> {
     let ports: &mut Ports = frame.at_mut(inner.l4)?;
     let (source, destination) = (flow.destination_port.to_be(), flow.source_port.to_be());

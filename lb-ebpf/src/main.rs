@@ -1,12 +1,12 @@
-//! The journey of a packet, top to bottom: [`parse`] what it is, find its [`flow`], [`choose`] a backend where
-//! it has none, [`translate`] its addresses and ports, and [`forward`] it to the next hop. Each step is a file
+//! The journey of a packet, top to bottom: [`parse`] what it is, find its [`flow`], [`choose`] a backend and
+//! [`mod@open`] one where it has none, [`translate`] its addresses and ports, and [`forward`] it to the next hop. Each step is a file
 //! of that name. What is not ours goes to the kernel untouched.
 //!
 //! There are three ways to make it. The program that is attached, `lb`, first tries the [`express`] way, of plain packets whose
 //! flow is in a [`cache`] of the last moment's: a handful of array lookups, which the kernel inlines. Then the short way,
 //! of plain packets of established flows: one connection lookup. For everything else it calls the long way, `journey_v4` or `journey_v6`,
 //! which understands VLAN tags, options, extension headers and fragments, and decides what is dropped. A packet without a
-//! flow goes on to `begin_v4` or `begin_v6`, ICMP to `icmp_v4` or `icmp_v6`, and what the balancer answers itself to `reset_v4` or
+//! promoted flow goes on to `begin_v4` or `begin_v6`, ICMP to `icmp_v4` or `icmp_v6`, and what the balancer answers itself to `reset_v4` or
 //! `reset_v6` (a RST), `error_v4` or `error_v6` (an ICMP error). These are tail calls: each program has a stack of its own and is
 //! verified by itself, and the short way stays short. [`explain`] says what would become of a packet by the same steps,
 //! without a trace.
@@ -21,7 +21,10 @@
 
 mod admit;
 mod answer;
+mod answers;
 mod atomic;
+mod attend;
+mod bucket;
 mod cache;
 mod checksum;
 mod choose;
@@ -40,12 +43,14 @@ mod half_open;
 mod icmp;
 mod lane;
 mod maps;
+mod open;
 mod ours;
 mod parse;
 mod rate;
 mod snat;
 mod stop;
 mod translate;
+mod whereabouts;
 mod wire;
 mod word;
 
@@ -53,8 +58,9 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use lb_common::{Features, Flow, NextHop, Reason};
+use lb_common::{Features, Reason};
 
+use crate::bucket::hash_of;
 use crate::cache::Moment;
 use crate::family::{Family, V4, V6};
 use crate::features::uses;
@@ -99,13 +105,13 @@ fn short_way<F: Family>(ctx: &XdpContext, frame: &mut Frame, moment: Moment) -> 
         return leave_alone();
     }
     let place = cache::place::<F>(frame, &packet, moment);
-    match flow::find_established::<F>(frame, &packet) {
+    match flow::find_established::<F>(frame, &packet, concern) {
         flow::Short::Known(known) => {
             place.remember::<F>(frame, &packet, &known, moment);
-            carry_on::<F>(frame, &packet, known.flow, &known.next_hop).unwrap_or(XDP_DROP)
+            carry_on::<F>(frame, &packet, &known).unwrap_or(XDP_DROP)
         }
-        flow::Short::Unknown if concern == Concern::ToOurs => unknown::<F>(ctx, packet),
-        flow::Short::Unknown => leave_alone(),
+        flow::Short::Unknown => unknown::<F>(ctx, packet),
+        flow::Short::Nothing => leave_alone(),
         flow::Short::Unusual => long_way::<F>(ctx),
     }
 }
@@ -117,7 +123,7 @@ fn leave_alone() -> u32 {
     XDP_PASS
 }
 
-/// The journey of a plain packet without a flow.
+/// The journey of a plain packet without a flow that has been promoted.
 #[inline(always)]
 fn unknown<F: Family>(ctx: &XdpContext, packet: Packet<F::Addr>) -> u32 {
     let Some(scratch) = F::scratch() else { return XDP_DROP };
@@ -157,7 +163,7 @@ fn journey<F: Family>(ctx: &XdpContext) -> u32 {
     }
 }
 
-/// The journey itself. `None` for a packet without a flow.
+/// The journey itself. `None` for a packet without a flow that has been promoted.
 #[inline(always)]
 fn travel<F: Family>(frame: &mut Frame, packet: &mut Packet<F::Addr>) -> Result<Option<u32>, Stop> {
     fragment::recall(frame, packet)?;
@@ -167,14 +173,14 @@ fn travel<F: Family>(frame: &mut Frame, packet: &mut Packet<F::Addr>) -> Result<
     }
 }
 
-/// The detour of an IPv4 packet without a flow.
+/// The detour of an IPv4 packet whose flow has not been promoted, or that has none.
 #[xdp(frags)]
 #[inline(always)]
 pub(crate) fn begin_v4(ctx: XdpContext) -> u32 {
     begin::<V4>(&ctx)
 }
 
-/// The detour of an IPv6 packet without a flow.
+/// The same of IPv6.
 #[xdp(frags)]
 #[inline(always)]
 pub(crate) fn begin_v6(ctx: XdpContext) -> u32 {
@@ -185,15 +191,30 @@ pub(crate) fn begin_v6(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn begin<F: Family>(ctx: &XdpContext) -> u32 {
     let Some(Scratch { packet, keys, .. }) = F::scratch() else { return XDP_DROP };
-    match open::<F>(&mut Frame::new(ctx.ctx), packet, keys) {
+    match set_out::<F>(&mut Frame::new(ctx.ctx), packet, keys) {
         Ok(verdict) => verdict,
         Err(stop) => end::<F>(ctx, Some(packet), stop),
     }
 }
 
-/// The packet's listener chooses a backend, and both halves of the flow are made.
+/// Its flow may have been opened, and not promoted yet.
 #[inline(always)]
-fn open<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>, keys: &mut Keys) -> Result<u32, Stop> {
+fn set_out<F: Family>(frame: &mut Frame, packet: &mut Packet<F::Addr>, keys: &mut Keys) -> Result<u32, Stop> {
+    let hash = hash_of(&packet.key);
+    match flow::find_half_open::<F>(frame, packet, hash)? {
+        Some(known) => leave::<F>(frame, packet, &known),
+        None => open::<F>(frame, packet, hash, keys),
+    }
+}
+
+/// The packet's listener chooses a backend, and the flow is made.
+#[inline(always)]
+fn open<F: Family>(
+    frame: &mut Frame,
+    packet: &Packet<F::Addr>,
+    hash: u64,
+    keys: &mut Keys,
+) -> Result<u32, Stop> {
     let choice = match choose::choose::<F>(frame, packet, keys) {
         Ok(choice) => choice,
         Err(stop) => {
@@ -204,7 +225,7 @@ fn open<F: Family>(frame: &mut Frame, packet: &Packet<F::Addr>, keys: &mut Keys)
         }
     };
     admit::count(choice.listener)?;
-    let known = flow::open::<F>(frame, packet, &choice, keys)?;
+    let known = open::open::<F>(frame, packet, hash, &choice, keys)?;
     leave::<F>(frame, packet, &known)
 }
 
@@ -219,7 +240,7 @@ fn leave<F: Family>(
         return Err(Stop::too_big(known.flow.listener, known.mtu));
     }
     fragment::remember(packet);
-    carry_on::<F>(frame, packet, known.flow, &known.next_hop).ok_or(Stop::pass(Reason::OtherProtocol))
+    carry_on::<F>(frame, packet, known).ok_or(Stop::pass(Reason::OtherProtocol))
 }
 
 /// Translates and forwards.
@@ -227,11 +248,11 @@ fn leave<F: Family>(
 fn carry_on<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
-    to: &Flow<F::Addr>,
-    next_hop: &NextHop,
+    known: &flow::Known<'_, F::Addr>,
 ) -> Option<u32> {
-    count::packet(to.listener, to.backend, to.direction, packet.length);
-    translate::translate::<F>(frame, packet, to)?;
+    let flow::Known { flow, direction, next_hop, .. } = known;
+    count::packet(flow.listener, flow.backend, *direction, packet.length);
+    translate::translate::<F>(frame, packet, &known.translation::<F>())?;
     forward::forward(frame, next_hop)
 }
 

@@ -13,12 +13,12 @@ use lb_common::fragment::MAX_FRAGMENTED;
 use lb_common::lane::MAX_LANES;
 use lb_common::listener::{SetName, Vip};
 use lb_common::{
-    Addr4, Addr6, Address, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops, EVENTS_BYTES, Event,
-    Explanation, Flow, FlowKey, FragmentKey, FragmentPorts, GENERATIONS, HALF_OPEN_SLOTS,
-    HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, LISTENER_IDS, Lane, LaneBook, Listener,
-    ListenerKey, MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES, MAX_LISTENER_KEYS,
-    MAX_LISTENER_RANGES, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS, MAX_VIPS, MaglevTable,
-    RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
+    Addr4, Addr6, Address, AnswerBucket, BIT_WORDS, Backend, CacheUse, CachedFlow, Counters, Drops,
+    EVENTS_BYTES, Event, Explanation, Flow, FlowBucket, FlowKey, FragmentKey, FragmentPorts, GENERATIONS,
+    HALF_OPEN_SLOTS, HELD_FRAGMENTS_BYTES, HalfOpen, HeldFragment, InterfaceMac, LISTENER_IDS, Lane,
+    LaneBook, Listener, ListenerKey, MAX_BACKENDS, MAX_CACHE_ENTRIES, MAX_CPUS, MAX_INTERFACES,
+    MAX_LISTENER_KEYS, MAX_LISTENER_RANGES, MAX_SETS, MAX_SNAT_ADDRESSES, MAX_SOURCE_RULES, MAX_STRAYS,
+    MAX_VIPS, MaglevTable, RangeKey, RateWindow, SNAT_CURSORS, Settings, SourceKey,
 };
 
 use crate::parse::Packet;
@@ -41,12 +41,35 @@ pub(crate) static ANSWER_RATES: PerCpuArray<RateWindow, 1> = PerCpuArray::new();
 #[unsafe(no_mangle)]
 pub(crate) static TICKS_PER_SECOND: Global<u32> = Global::new(250);
 
-/// Slots in the ring of half-open flows of each CPU: the size of the maps `half_open_v4` and `half_open_v6`.
+/// Slots in the ring of half-open flows of each CPU: its share of the maps `half_open_v4` and `half_open_v6`.
 #[unsafe(no_mangle)]
 pub(crate) static HALF_OPEN_PER_CPU: Global<u32> = Global::new(HALF_OPEN_SLOTS);
 
-/// Entries of a connection map unless the configuration says otherwise: two for each of 1,048,576 flows.
-const CONNECTION_HALVES: usize = 2 << 20;
+/// Inserts into a map of the kernel only what is not there.
+pub(crate) const BPF_NOEXIST: u64 = 1;
+/// It is there.
+pub(crate) const EEXIST: i32 = -17;
+/// There is no room.
+pub(crate) const E2BIG: i32 = -7;
+
+/// What the controller sets when it loads the programs. LLVM may keep a constant of the code and a variable of the same value once, and
+/// whoever sets the one changes the other: so this is no number that the code has.
+const UNSET: u32 = 0x756e_7365;
+
+/// Whether the processor lets others see what it writes in the order in which it does, as x86-64 does: then 1.
+#[unsafe(no_mangle)]
+pub(crate) static WRITES_IN_ORDER: Global<u32> = Global::new(UNSET);
+
+/// Buckets of each of the maps that tell where flows are.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_BUCKETS: Global<u32> = Global::new(UNSET);
+
+/// Buckets of each of the maps that tell whose answers are.
+#[unsafe(no_mangle)]
+pub(crate) static ANSWER_BUCKETS: Global<u32> = Global::new(UNSET);
+
+/// Entries of a connection map unless the configuration says otherwise.
+const CONNECTIONS: usize = 1 << 20;
 
 /// Memory that all CPUs and all programs of one load share. It lies in `.bss`, so its address stands in the programs and
 /// nothing has to be looked up.
@@ -124,16 +147,51 @@ pub(crate) static CACHE_USE_V6: Shared<[CacheUse; MAX_CPUS as usize]> =
     Shared(UnsafeCell::new([CacheUse::NONE; MAX_CPUS as usize]));
 
 /// A connection map. Entries are allocated as they come: an idle balancer holds no memory for a million flows.
-pub(crate) type Connections<A> =
-    HashMap<FlowKey<A>, Flow<A>, CONNECTION_HALVES, { BPF_F_NO_PREALLOC as usize }>;
+pub(crate) type Connections<A> = HashMap<FlowKey<A>, Flow<A>, CONNECTIONS, { BPF_F_NO_PREALLOC as usize }>;
 
-/// Flows. Written here; read and collected by the controller.
+/// Flows whose client has proved that it exists. Written here; read and collected by the controller.
 #[btf_map(name = "connections_v4")]
 pub(crate) static CONNECTIONS_V4: Connections<Addr4> = Connections::new();
 
-/// Flows. Written here; read and collected by the controller.
+/// Flows whose client has proved that it exists. Written here; read and collected by the controller.
 #[btf_map(name = "connections_v6")]
 pub(crate) static CONNECTIONS_V6: Connections<Addr6> = Connections::new();
+
+/// Where flows are, by the hash of their tuple. The controller decides on the number of buckets.
+pub(crate) type FlowsAt = Aligned<FlowBucket, 1>;
+
+/// Which tuples have flows, and where. Written here; the controller takes claims away.
+#[btf_map(name = "flows_at_v4")]
+pub(crate) static FLOWS_AT_V4: FlowsAt = FlowsAt::new();
+
+/// Which tuples have flows, and where. Written here; the controller takes claims away.
+#[btf_map(name = "flows_at_v6")]
+pub(crate) static FLOWS_AT_V6: FlowsAt = FlowsAt::new();
+
+/// Since when a connection map has been full, in ticks: IPv4, IPv6. Written and read here.
+pub(crate) static FULL_SINCE: Shared<[u64; 2]> = Shared(UnsafeCell::new([0; 2]));
+
+/// Whose answers are, by the hash of their tuple. The controller decides on the number of buckets.
+pub(crate) type Answers<A> = Aligned<AnswerBucket<A>, 1>;
+
+/// Whose answers are. Written here; the controller takes claims away.
+#[btf_map(name = "answers_v4")]
+pub(crate) static ANSWERS_V4: Answers<Addr4> = Answers::new();
+
+/// Whose answers are. Written here; the controller takes claims away.
+#[btf_map(name = "answers_v6")]
+pub(crate) static ANSWERS_V6: Answers<Addr6> = Answers::new();
+
+/// Whose the answers are whose buckets were full: tuple of an answer, tuple of the client's packets.
+pub(crate) type AnswersMore<A> = HashMap<FlowKey<A>, FlowKey<A>, CONNECTIONS, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Answers that found their bucket full. Written here; the controller takes claims away.
+#[btf_map(name = "answers_more_v4")]
+pub(crate) static ANSWERS_MORE_V4: AnswersMore<Addr4> = AnswersMore::new();
+
+/// Answers that found their bucket full. Written here; the controller takes claims away.
+#[btf_map(name = "answers_more_v6")]
+pub(crate) static ANSWERS_MORE_V6: AnswersMore<Addr6> = AnswersMore::new();
 
 /// Listeners. Written by the controller; read here for packets without a flow.
 #[btf_map(name = "listeners")]
@@ -204,19 +262,31 @@ pub(crate) static LISTENER_PORTS: Array<u64, { BIT_WORDS as usize }> = Array::ne
 #[btf_map(name = "our_addresses")]
 pub(crate) static OUR_ADDRESSES: Array<u64, { BIT_WORDS as usize }> = Array::new();
 
-/// Flows that have not been promoted yet, a ring for each CPU. Written and read here.
+/// Flows that have not been promoted yet, a ring for each CPU, one after the other.
+pub(crate) type HalfOpens<A> = Aligned<HalfOpen<A>, { HALF_OPEN_SLOTS as usize }>;
+
+/// Flows that have not been promoted yet. Written here; read and collected by the controller.
 #[btf_map(name = "half_open_v4")]
-pub(crate) static HALF_OPEN_V4: PerCpuArray<HalfOpen<Addr4>, { HALF_OPEN_SLOTS as usize }> =
-    PerCpuArray::new();
+pub(crate) static HALF_OPEN_V4: HalfOpens<Addr4> = HalfOpens::new();
 
-/// Flows that have not been promoted yet, a ring for each CPU. Written and read here.
+/// Flows that have not been promoted yet. Written here; read and collected by the controller.
 #[btf_map(name = "half_open_v6")]
-pub(crate) static HALF_OPEN_V6: PerCpuArray<HalfOpen<Addr6>, { HALF_OPEN_SLOTS as usize }> =
-    PerCpuArray::new();
+pub(crate) static HALF_OPEN_V6: HalfOpens<Addr6> = HalfOpens::new();
 
-/// The slot of each ring that is used next: IPv4, IPv6. Written and read here.
+/// How far a CPU has come in its ring.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct RingEnd {
+    /// Flows that it has entered.
+    pub(crate) number: u64,
+    /// The slot that is used next, among its own.
+    pub(crate) slot: u32,
+    _pad: u32,
+}
+
+/// How far each ring has come: IPv4, IPv6. Written and read here.
 #[btf_map(name = "half_open_next")]
-pub(crate) static HALF_OPEN_NEXT: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+pub(crate) static HALF_OPEN_NEXT: PerCpuArray<RingEnd, 2> = PerCpuArray::new();
 
 /// Ports of fragmented datagrams under way. Written and read here; read by the controller for held fragments.
 #[btf_map(name = "fragments")]
@@ -272,16 +342,26 @@ type Bases<const N: usize> = HashMap<u32, Counters, N, { BPF_F_NO_PREALLOC as us
 #[btf_map(name = "drops")]
 pub(crate) static DROPS: PerCpuArray<Drops, { LISTENER_IDS as usize + 1 }> = PerCpuArray::new();
 
-/// A flow in the making. It lives in a map because both halves and their keys do not fit the 512 bytes of stack.
+/// A flow in the making, or that of the packet at hand. It lives in a map because flows and their keys do not fit the 512 bytes of stack.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Opening<A> {
-    /// Key of the answers: the claim on a SNAT port.
+    /// The tuple of the client's packets, where the packet at hand is an answer.
+    pub(crate) client: FlowKey<A>,
+    /// The tuple of the answers: the claim on a SNAT port.
     pub(crate) answers: FlowKey<A>,
-    /// The half to insert.
-    pub(crate) half: Flow<A>,
-    /// Key of the flow that holds the source which this one would like to have.
+    /// The flow to enter, or a copy of the one that was found.
+    pub(crate) flow: Flow<A>,
+    /// Who holds the source that this flow would like to have,
     pub(crate) holder: FlowKey<A>,
+    /// and that flow.
+    pub(crate) holder_flow: Flow<A>,
+    /// The tuple of the answers of a flow that ends.
+    pub(crate) ended: FlowKey<A>,
+    /// The tuple of a flow that has to make room,
+    pub(crate) evicted: FlowKey<A>,
+    /// and that flow.
+    pub(crate) evicted_flow: Flow<A>,
 }
 
 /// A packet on the long way. It lives in a map because that way needs the stack for keys.
@@ -318,10 +398,10 @@ pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new(
 #[btf_map(name = "scratch_v6")]
 pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
 
-/// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
+/// Scratch memory for [`Opening`]. Written and read here, within one run of the program.
 #[btf_map(name = "opening_v4")]
 pub(crate) static OPENING_V4: PerCpuArray<Opening<Addr4>, 1> = PerCpuArray::new();
 
-/// Scratch memory of [`crate::flow::open`]. Written and read here, within one run of the program.
+/// Scratch memory for [`Opening`]. Written and read here, within one run of the program.
 #[btf_map(name = "opening_v6")]
 pub(crate) static OPENING_V6: PerCpuArray<Opening<Addr6>, 1> = PerCpuArray::new();

@@ -1,5 +1,5 @@
-//! Part of a new flow: which source will the backend see? A SNAT port is claimed by inserting the reply half of
-//! the flow under the key its answers will have, which the map allows once.
+//! Part of a new flow: which source will the backend see? A SNAT port is claimed by claiming the tuple that the flow's answers will
+//! have, which [`answers`] grants once.
 //!
 //! Ports are handed out by counters, one for each group of destinations: the search goes on where the last one
 //! ended, so a port that was just freed is the last to be used again (the backend may hold it in TIME_WAIT), and
@@ -10,17 +10,15 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use lb_common::flow::is_promoted;
 use lb_common::listener::Vip;
 use lb_common::{Address, Backend, Flow, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
 
-use crate::atomic;
 use crate::checksum::Sum;
 use crate::choose::{Choice, find_listener, vip_flags};
 use crate::family::Family;
-use crate::half_open;
 use crate::maps::{Keys, Opening, RESERVED_PORTS, SETTINGS, SNAT_CURSOR};
 use crate::ours::may_listen;
+use crate::{answers, atomic, half_open};
 
 /// Ports tried for one flow before it is refused.
 const TRIES: u32 = 128;
@@ -31,12 +29,8 @@ const TRIES_IN_ROW: u32 = 16;
 /// in the midst of their handshake.
 const UNPROVEN: u32 = 4;
 
-const EEXIST: i32 = -17;
-const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
-
-/// Claims a source for the flow with this key, as `opening.answers`, by inserting `opening.half`, which is the one
-/// for the answers. Without `CLAIM` it only looks for the source, and changes nothing.
+/// Claims a source for the flow with this key, as `opening.answers`, and writes the translation to `opening.flow`. Without `CLAIM` it
+/// only looks for the source, and changes nothing.
 #[inline(always)]
 pub(crate) fn claim<F: Family, const CLAIM: bool>(
     key: &FlowKey<F::Addr>,
@@ -48,8 +42,9 @@ pub(crate) fn claim<F: Family, const CLAIM: bool>(
     if listener.flags & Listener::DSR != 0 {
         opening.answers = key.reversed();
         let fixed = fixed_part(&opening.answers, key);
-        // Nothing is claimed: another CPU that opens the flow at this moment, too, writes the same under this key.
-        return try_claim::<F, CLAIM>(key, opening, fixed, BPF_ANY).map(drop);
+        // Taken by nobody but an earlier flow of the same tuple that ends at this moment: nothing is translated, so no other has these
+        // answers.
+        return try_claim::<F, CLAIM>(key, opening, fixed, true).map(drop);
     }
     let settings = SETTINGS.get(0).ok_or(Reason::SnatPortsExhausted)?;
     let translate = needs_translation::<F>(key.source, listener, backend);
@@ -61,7 +56,7 @@ pub(crate) fn claim<F: Family, const CLAIM: bool>(
         protocol: key.protocol,
         _pad: [0; 3],
     };
-    if !translate && try_claim::<F, CLAIM>(key, opening, fixed_part(&opening.answers, key), BPF_NOEXIST)? {
+    if !translate && try_claim::<F, CLAIM>(key, opening, fixed_part(&opening.answers, key), true)? {
         return Ok(());
     }
     let group = group_of(&opening.answers);
@@ -152,16 +147,20 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
     if keys.search.translate != 0 && !is_free_for_snat(&opening.answers, keys) {
         return 0;
     }
-    let claimed = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST) {
+    // Another port costs less than a place elsewhere, as long as they are plenty.
+    let insists = number >= TRIES_IN_ROW;
+    let claimed = match try_claim::<F, CLAIM>(key, opening, keys.search.fixed, insists) {
         Ok(false) if !gives_way::<F, CLAIM>(opening, &mut keys.search.unproven) => return 0,
         // Looking for a source, that of a flow which has to go is as good as a free one.
         Ok(false) if !CLAIM => Ok(true),
-        Ok(false) => try_claim::<F, CLAIM>(key, opening, keys.search.fixed, BPF_NOEXIST),
+        Ok(false) => try_claim::<F, CLAIM>(key, opening, keys.search.fixed, insists),
         claimed => claimed,
     };
     keys.search.found = match claimed {
         Ok(false) => return 0,
         Ok(true) => Search::CLAIMED,
+        // Another port may find room where this one has none.
+        Err(_) if number + 1 < TRIES => return 0,
         Err(_) => Search::FULL,
     };
     1
@@ -171,19 +170,15 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
 /// exists either. With `CLAIM` it ends here.
 #[inline(always)]
 fn gives_way<F: Family, const CLAIM: bool>(opening: &mut Opening<F::Addr>, unproven: &mut u32) -> bool {
-    let Opening { answers, holder, .. } = opening;
-    // SAFETY: the entry stays readable during this run of the program (RCU); only single words of it change.
-    let Some(back) = (unsafe { F::connections().get(&*answers) }) else { return false };
-    // Most flows are answered by more than a SYN-ACK, which spares the other lookup.
-    let is_answered = back.seen & Flow::<F::Addr>::ESTABLISHED != 0 && back.seen & Flow::<F::Addr>::RST == 0;
-    if is_answered || back.direction != Flow::<F::Addr>::TO_CLIENT {
+    let Opening { answers, holder, holder_flow, .. } = opening;
+    if !answers::client_of::<F>(answers, holder) {
         return false;
     }
-    *holder = back.other_half(answers.protocol);
-    // SAFETY: as above.
-    let Some(flow) = (unsafe { F::connections().get(&*holder) }) else { return false };
-    let is_same = flow.created == back.created && flow.source_port == answers.destination_port;
-    if !is_same || is_promoted(answers.protocol, flow.seen, back.seen) {
+    // One that has been promoted is not there.
+    let Some(place) = half_open::find::<F>(holder, holder_flow) else { return false };
+    let back = holder_flow.seen_to_client;
+    let is_answered = back & Flow::<F::Addr>::ESTABLISHED != 0 && back & Flow::<F::Addr>::RST == 0;
+    if is_answered || !holder_flow.is_answered_by(answers) {
         return false;
     }
     *unproven += 1;
@@ -191,7 +186,7 @@ fn gives_way<F: Family, const CLAIM: bool>(opening: &mut Opening<F::Addr>, unpro
         return false;
     }
     if CLAIM {
-        half_open::end::<F>(holder, flow, answers, back.last_seen);
+        half_open::make_room::<F>(place, holder, holder_flow);
     }
     true
 }
@@ -226,34 +221,49 @@ fn is_free_for_snat<A: Address>(answers: &FlowKey<A>, keys: &mut Keys) -> bool {
     vip_flags & Vip::LISTENS == 0 || find_listener(keys, port, answers.protocol, vip_flags).is_none()
 }
 
-/// Inserts the half for the answers unless another flow has the same source at the same backend.
-#[inline(always)]
+/// Claims the answers unless another flow has the same source at the same backend. Called, since it is asked for in several places and
+/// the stack is short.
+#[inline(never)]
 fn try_claim<F: Family, const CLAIM: bool>(
     key: &FlowKey<F::Addr>,
     opening: &mut Opening<F::Addr>,
     fixed: Fixed,
-    mode: u64,
+    insists: bool,
 ) -> Result<bool, Reason> {
-    let Opening { answers, half, .. } = opening;
+    let Opening { answers, flow, holder, .. } = opening;
     if !CLAIM {
-        // SAFETY: nothing of the entry is read.
-        return Ok(unsafe { F::connections().get(&*answers) }.is_none());
+        return Ok(!answers::client_of::<F>(answers, holder));
     }
-    (half.ip_difference, half.l4_difference) = differences::<F>(answers, key, fixed);
-    match F::connections().insert(&*answers, &*half, mode) {
-        Ok(()) => Ok(true),
-        Err(EEXIST) => Ok(false),
-        Err(_) => Err(Reason::ConnectionsFull),
-    }
+    // The translation is written while what the claim needs is on its way.
+    let hash = answers::fetch::<F>(answers);
+    write_translation::<F>(flow, answers, key, fixed);
+    answers::claim::<F>(answers, key, hash, insists)
 }
 
-/// What translating an answer into what the client of the flow `key` expects adds to the checksums, as far as it is
-/// known before a source is claimed: by address and port of the backend.
+/// The translation of packets to the backend: answers have the tuple that it leads to, turned round.
+#[inline(always)]
+fn write_translation<F: Family>(
+    flow: &mut Flow<F::Addr>,
+    answers: &FlowKey<F::Addr>,
+    key: &FlowKey<F::Addr>,
+    fixed: Fixed,
+) {
+    flow.source = answers.destination;
+    flow.destination = answers.source;
+    flow.source_port = answers.destination_port;
+    flow.destination_port = answers.source_port;
+    let (ip_difference, l4_difference) = differences(answers, key, fixed);
+    flow.ip_difference = F::ip_difference(ip_difference);
+    flow.l4_difference = l4_difference;
+}
+
+/// What translating a packet of the flow `key` adds to the checksums, as far as it is known before a source is claimed: by address
+/// and port of the backend.
 #[inline(always)]
 fn fixed_part<A: Address>(answer: &FlowKey<A>, key: &FlowKey<A>) -> Fixed {
     Fixed {
-        addresses: Sum::default().address(answer.source, key.destination),
-        ports: Sum::default().word(answer.source_port.to_be(), key.destination_port.to_be()),
+        addresses: Sum::default().address(key.destination, answer.source),
+        ports: Sum::default().word(key.destination_port.to_be(), answer.source_port.to_be()),
     }
 }
 
@@ -267,10 +277,10 @@ struct Fixed {
 
 /// The differences that this translation makes to the header checksum and to that of TCP or UDP.
 #[inline(always)]
-fn differences<F: Family>(answer: &FlowKey<F::Addr>, key: &FlowKey<F::Addr>, fixed: Fixed) -> (u16, u16) {
-    let addresses = fixed.addresses.address(answer.destination, key.source);
-    let ports = addresses.and(fixed.ports).word(answer.destination_port.to_be(), key.source_port.to_be());
-    (F::ip_difference(addresses.fold()), ports.fold())
+fn differences<A: Address>(answer: &FlowKey<A>, key: &FlowKey<A>, fixed: Fixed) -> (u16, u16) {
+    let addresses = fixed.addresses.address(key.source, answer.destination);
+    let ports = addresses.and(fixed.ports).word(key.source_port.to_be(), answer.destination_port.to_be());
+    (addresses.fold(), ports.fold())
 }
 
 /// The group of destinations that share a counter.

@@ -1,7 +1,7 @@
 //! Third step: addresses and ports, and every checksum that covers them.
 
 use lb_common::cache::wire_ports;
-use lb_common::{Flow, PROTO_TCP, PROTO_UDP};
+use lb_common::{Address, Flow, FlowKey, PROTO_TCP, PROTO_UDP};
 
 use crate::checksum::{self, Change};
 use crate::family::Family;
@@ -9,13 +9,52 @@ use crate::frame::Frame;
 use crate::parse::Packet;
 use crate::wire::{Tcp, Udp, Wire};
 
+/// What becomes of the packets of a flow in one direction.
+#[derive(Clone, Copy)]
+pub(crate) struct Translation<A> {
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    /// Host order, as the other.
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    /// What the addresses add to the checksum of the IPv4 header; 0 for IPv6.
+    pub(crate) ip_difference: u16,
+    /// What all of it adds to that of TCP or UDP.
+    pub(crate) l4_difference: u16,
+}
+
+impl<A: Address> Translation<A> {
+    /// As the flow of the client's tuple has it for packets in this direction.
+    #[inline(always)]
+    pub(crate) fn of<F: Family<Addr = A>>(flow: &Flow<A>, client: &FlowKey<A>, direction: u8) -> Self {
+        if direction == Flow::<A>::TO_BACKEND {
+            return Self {
+                source: flow.source,
+                destination: flow.destination,
+                source_port: flow.source_port,
+                destination_port: flow.destination_port,
+                ip_difference: flow.ip_difference,
+                l4_difference: flow.l4_difference,
+            };
+        }
+        Self {
+            source: client.destination,
+            destination: client.source,
+            source_port: client.destination_port,
+            destination_port: client.source_port,
+            ip_difference: F::ip_difference(checksum::inverse(flow.ip_difference)),
+            l4_difference: checksum::inverse(flow.l4_difference),
+        }
+    }
+}
+
 /// Rewrites the packet as its flow says. The headers were read before, so none of this fails; the verifier
 /// wants to see each bound again after the frame may have changed.
 #[inline(always)]
 pub(crate) fn translate<F: Family>(
     frame: &mut Frame,
     packet: &Packet<F::Addr>,
-    to: &Flow<F::Addr>,
+    to: &Translation<F::Addr>,
 ) -> Option<()> {
     if !packet.fragment.is_later() {
         let ports = wire_ports(to.source_port, to.destination_port);

@@ -4,12 +4,14 @@ use core::mem::offset_of;
 
 use lb_common::cache::Differences;
 use lb_common::lane::FAMILY_V4;
-use lb_common::{Addr4, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, Settings};
+use lb_common::{
+    Addr4, AnswerBucket, CacheUse, CachedFlow, Course, FlowBucket, HalfOpen, Lane, PROTO_TCP, Settings,
+};
 
-use super::{Direction, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{Direction, FRESH_TTL, Family, IpFields};
 use crate::checksum::{self, Sum, TTL_DECREMENT};
 use crate::frame::{Frame, L3};
-use crate::maps::{self, Connections, Opening, Scratch};
+use crate::maps::{self, AnswersMore, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{Headers, IPV4_DONT_FRAGMENT, IPV4_FRAGMENT_OFFSET, IPV4_MORE_FRAGMENTS, Ipv4, Wire};
 use crate::word;
@@ -216,8 +218,23 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn half_open() -> (&'static HalfOpenRing<Addr4>, usize) {
-        (&maps::HALF_OPEN_V4, 0)
+    fn half_open(slot: u32) -> Option<*mut HalfOpen<Addr4>> {
+        maps::HALF_OPEN_V4.get_ptr_mut(slot)
+    }
+
+    #[inline(always)]
+    fn flows_at(index: u32) -> Option<*mut FlowBucket> {
+        maps::FLOWS_AT_V4.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn answers(index: u32) -> Option<*mut AnswerBucket<Addr4>> {
+        maps::ANSWERS_V4.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn answers_more() -> &'static AnswersMore<Addr4> {
+        &maps::ANSWERS_MORE_V4
     }
 
     #[inline(always)]
@@ -228,8 +245,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn kept(flow: &Flow<Addr4>) -> Differences {
-        Differences { ip: checksum::both(flow.ip_difference, TTL_DECREMENT), l4: flow.l4_difference }
+    fn kept(ip_difference: u16, l4_difference: u16) -> Differences {
+        Differences { ip: checksum::both(ip_difference, TTL_DECREMENT), l4: l4_difference }
     }
 
     #[inline(always)]

@@ -3,12 +3,15 @@
 use core::mem::offset_of;
 
 use lb_common::lane::FAMILY_V6;
-use lb_common::{Addr6, Address, CacheUse, CachedFlow, Course, Flow, Lane, PROTO_TCP, PROTO_UDP, Settings};
+use lb_common::{
+    Addr6, Address, AnswerBucket, CacheUse, CachedFlow, Course, FlowBucket, HalfOpen, Lane, PROTO_TCP,
+    PROTO_UDP, Settings,
+};
 
-use super::{Direction, FRESH_TTL, Family, HalfOpenRing, IpFields};
+use super::{Direction, FRESH_TTL, Family, IpFields};
 use crate::checksum::{Sum, WideSum};
 use crate::frame::{Frame, L3};
-use crate::maps::{self, Connections, Opening, Scratch};
+use crate::maps::{self, AnswersMore, Connections, Opening, Scratch};
 use crate::parse::Fragment;
 use crate::wire::{
     Extension, FragmentHeader, Headers, IPV6_FRAGMENT_OFFSET, IPV6_MORE_FRAGMENTS, Ipv6, NEXT_DESTINATION,
@@ -206,8 +209,23 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn half_open() -> (&'static HalfOpenRing<Addr6>, usize) {
-        (&maps::HALF_OPEN_V6, 1)
+    fn half_open(slot: u32) -> Option<*mut HalfOpen<Addr6>> {
+        maps::HALF_OPEN_V6.get_ptr_mut(slot)
+    }
+
+    #[inline(always)]
+    fn flows_at(index: u32) -> Option<*mut FlowBucket> {
+        maps::FLOWS_AT_V6.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn answers(index: u32) -> Option<*mut AnswerBucket<Addr6>> {
+        maps::ANSWERS_V6.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn answers_more() -> &'static AnswersMore<Addr6> {
+        &maps::ANSWERS_MORE_V6
     }
 
     #[inline(always)]
@@ -218,7 +236,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn kept(_flow: &Flow<Addr6>) -> [u16; 0] {
+    fn kept(_ip_difference: u16, _l4_difference: u16) -> [u16; 0] {
         []
     }
 

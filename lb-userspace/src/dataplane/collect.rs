@@ -1,22 +1,24 @@
 //! Ends flows that have idled out, and counts those that live. The packet path never looks at the age of a
 //! flow; this walk does, in batches, while packets go on.
 
+mod scrub;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use aya::Pod;
-use aya::maps::MapData;
-use lb_common::flow::is_half_open;
-use lb_common::{Addr4, Addr6, Address, Flow, FlowKey};
+use aya::{Ebpf, Pod};
+use lb_common::{Addr4, Addr6, Address, Flow, FlowKey, HalfOpen};
 
+use self::scrub::Scrub;
 use self::verdict::Verdict;
 use super::cached::CachedFlows;
 use super::clock::{Clock, Tick};
+use super::flow_tables::FlowTables;
 use super::sys::{self, Batch, Cursor};
 
 /// Flows that one walk resets at most; the others are a later walk's.
@@ -99,18 +101,23 @@ pub struct SnatUse {
     pub address: IpAddr,
 }
 
-/// Holds the connection maps of a data plane.
+/// Holds the flows of a data plane.
 #[derive(Debug)]
 pub struct Collector {
-    v4: MapData,
-    v6: MapData,
+    v4: Collected<Addr4>,
+    v6: Collected<Addr6>,
     clock: Clock,
     cached: CachedFlows,
 }
 
 impl Collector {
-    pub(super) const fn new(v4: MapData, v6: MapData, clock: Clock, cached: CachedFlows) -> Self {
-        Self { v4, v6, clock, cached }
+    pub(super) fn take(ebpf: &mut Ebpf, clock: Clock, cached: CachedFlows) -> Result<Self> {
+        Ok(Self { v4: Collected::take(ebpf)?, v6: Collected::take(ebpf)?, clock, cached })
+    }
+
+    /// Flows of a family that there is room for, half-open ones apart.
+    pub(super) fn room(&self) -> Result<u32> {
+        self.v4.tables.room()
     }
 
     /// Walks over all flows once.
@@ -121,12 +128,8 @@ impl Collector {
     pub fn sweep(&self, limits: &Limits) -> Result<Census> {
         let now = self.clock.now()?;
         let mut census = Census { began: Some(Instant::now()), ..Census::default() };
-        Walk::<Addr4>::new(&self.v4, limits, now)
-            .run(&mut census, &self.cached)
-            .context("cannot walk over connections_v4")?;
-        Walk::<Addr6>::new(&self.v6, limits, now)
-            .run(&mut census, &self.cached)
-            .context("cannot walk over connections_v6")?;
+        self.v4.sweep(limits, now, &self.cached, &mut census)?;
+        self.v6.sweep(limits, now, &self.cached, &mut census)?;
         Ok(census)
     }
 
@@ -140,167 +143,215 @@ impl Collector {
     }
 }
 
-/// A walk over one connection map.
-struct Walk<'a, A> {
-    map: BorrowedFd<'a>,
-    limits: &'a Limits,
-    now: Tick,
-    batch: Batch<FlowKey<A>, Flow<A>>,
+/// The flows of a family.
+#[derive(Debug)]
+struct Collected<A> {
+    tables: FlowTables<A>,
+    scrub: Mutex<Scrub<A>>,
 }
 
-impl<'a, A> Walk<'a, A>
+impl<A> Collected<A>
 where
-    A: Address + Into<IpAddr>,
-    FlowKey<A>: Pod + PartialEq,
+    A: Address + Into<IpAddr> + Pod + Eq + Hash,
+    FlowKey<A>: Pod,
     Flow<A>: Pod,
+    HalfOpen<A>: Pod,
 {
-    fn new(map: &'a MapData, limits: &'a Limits, now: Tick) -> Self {
-        Self { map: map.fd().as_fd(), limits, now, batch: Batch::new() }
+    fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self { tables: FlowTables::take(ebpf)?, scrub: Mutex::default() })
     }
 
-    fn run(mut self, census: &mut Census, cached: &CachedFlows) -> Result<()> {
-        let mut cursor = Cursor::default();
-        let (map, now, limits) = (self.map, self.now, self.limits);
-        while let Some(halves) = self.batch.read_next(map, &mut cursor)? {
-            for (key, half) in halves {
-                let is_to_backend = half.direction == Flow::<A>::TO_BACKEND;
-                let fate = match verdict::is_noticed(&key, &half, now, limits) {
-                    true => Found::read(map, &key)?.decide(map, now, limits, census)?,
-                    false => Fate::Lives,
-                };
-                match fate {
-                    Fate::Lives if is_to_backend => census.count(&key, &half),
-                    Fate::Lives => {}
-                    Fate::Over { unanswered } => {
-                        census.ended += u64::from(is_to_backend);
-                        *census.unanswered.entry(half.backend).or_default() += u64::from(unanswered);
-                    }
+    fn sweep(&self, limits: &Limits, now: Tick, cached: &CachedFlows, census: &mut Census) -> Result<()> {
+        let mut walk = Walk { tables: &self.tables, limits, now, cached, census };
+        // In this order, a flow that is promoted meanwhile is counted twice rather than not at all.
+        walk.half_open().with_context(|| format!("cannot walk over half_open_v{}", A::VERSION))?;
+        walk.promoted().with_context(|| format!("cannot walk over connections_v{}", A::VERSION))?;
+        // Whoever panicked while holding it has left suspicions that a later step looks at again.
+        let mut scrub = self.scrub.lock().unwrap_or_else(PoisonError::into_inner);
+        scrub.step(&self.tables).with_context(|| format!("cannot walk over answers_v{}", A::VERSION))
+    }
+}
+
+/// A walk over the flows of a family.
+struct Walk<'a, A> {
+    tables: &'a FlowTables<A>,
+    limits: &'a Limits,
+    now: Tick,
+    cached: &'a CachedFlows,
+    census: &'a mut Census,
+}
+
+impl<A> Walk<'_, A>
+where
+    A: Address + Into<IpAddr> + Pod + Eq,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+    HalfOpen<A>: Pod,
+{
+    /// Over those that have not been promoted. They have just been read when they are judged.
+    fn half_open(&mut self) -> Result<()> {
+        for (slot, found) in self.tables.half_open().iter() {
+            let HalfOpen { key, flow, .. } = &found;
+            if verdict::is_half_open_over(key, flow, self.now, self.limits) {
+                if self.tables.end_half_open(slot, &found)? {
+                    self.census.count_end(key, flow, self.now);
                 }
-            }
-            if std::mem::take(&mut census.outdates_copies) {
-                cached.forget()?;
+            } else {
+                self.census.count(key, flow);
             }
         }
+        self.forget_outdated()
+    }
+
+    /// Over the others.
+    fn promoted(&mut self) -> Result<()> {
+        let (mut batch, mut cursor) = (Batch::<FlowKey<A>, Flow<A>>::new(), Cursor::default());
+        while let Some(flows) = batch.read_next(self.tables.connections(), &mut cursor)? {
+            for (key, flow) in flows {
+                let verdict = verdict::judge(&key, &flow, self.now, self.limits);
+                if verdict == Verdict::Lives || self.decide(&key)? {
+                    self.census.count(&key, &flow);
+                }
+            }
+            self.forget_outdated()?;
+        }
         Ok(())
+    }
+
+    /// Judges a promoted flow once more and does what the verdict says; whether it lives. The second look makes the window small in
+    /// which a packet that arrives just now loses its flow.
+    fn decide(&mut self, key: &FlowKey<A>) -> Result<bool> {
+        let Some(flow) = sys::lookup::<_, Flow<A>>(self.tables.connections(), key)? else {
+            return Ok(false);
+        };
+        match verdict::judge(key, &flow, self.now, self.limits) {
+            Verdict::Lives => {}
+            Verdict::Over => {
+                if let Some(ended) = self.tables.end(key)? {
+                    self.census.count_end(key, &ended, self.now);
+                }
+                return Ok(false);
+            }
+            Verdict::Reset if self.census.resets.len() >= 2 * self.limits.resets => {}
+            Verdict::Reset => {
+                self.mark(key, &flow, Flow::<A>::CUT | Flow::<A>::IDLE)?;
+                self.census.resets.extend(ends(key, &flow).into_iter().flatten());
+            }
+            Verdict::Cut => self.mark(key, &flow, Flow::<A>::CUT)?,
+        }
+        Ok(true)
+    }
+
+    /// Has the program turn the next packet of a flow into a RST. From now on silence ends the flow.
+    fn mark(&mut self, key: &FlowKey<A>, flow: &Flow<A>, marks: u8) -> Result<()> {
+        let marked = Flow {
+            flags: flow.flags | marks,
+            seen_to_backend: flow.seen_to_backend | Flow::<A>::RST,
+            seen_to_client: flow.seen_to_client | Flow::<A>::RST,
+            last_seen: self.now.ticks(),
+            ..*flow
+        };
+        sys::replace(self.tables.connections(), key, &marked)?;
+        self.census.outdates_copies = true;
+        Ok(())
+    }
+
+    /// Has the program forget its copies of flows if this walk has made any untrue.
+    fn forget_outdated(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.census.outdates_copies) { self.cached.forget() } else { Ok(()) }
     }
 }
 
 impl Census {
-    fn count<A: Address + Into<IpAddr>>(&mut self, key: &FlowKey<A>, half: &Flow<A>) {
-        *self.by_listener.entry(half.listener).or_default() += 1;
-        *self.by_backend.entry(half.backend).or_default() += 1;
-        if half.source != key.source {
+    /// A flow that lives.
+    fn count<A: Address + Into<IpAddr>>(&mut self, key: &FlowKey<A>, flow: &Flow<A>) {
+        *self.by_listener.entry(flow.listener).or_default() += 1;
+        *self.by_backend.entry(flow.backend).or_default() += 1;
+        if flow.source != key.source {
             let used = SnatUse {
-                backend: half.backend,
-                destination_port: half.destination_port,
+                backend: flow.backend,
+                destination_port: flow.destination_port,
                 protocol: key.protocol,
-                address: half.source.into(),
+                address: flow.source.into(),
             };
             *self.snat_ports.entry(used).or_default() += 1;
         }
     }
-}
 
-/// What becomes of a flow.
-enum Fate {
-    /// It goes on.
-    Lives,
-    /// It has been removed, if it was not gone already.
-    Over {
-        /// Whether it was a TCP flow whose SYN got neither an answer nor a refusal.
-        unanswered: bool,
-    },
-}
-
-/// A flow that was looked at again. The second look makes the window small in which a packet that arrives just now
-/// loses its flow.
-enum Found<A> {
-    /// Both halves, with their keys.
-    Whole { to_backend: (FlowKey<A>, Flow<A>), to_client: (FlowKey<A>, Flow<A>) },
-    /// A half whose other half is missing.
-    Orphan(FlowKey<A>, Flow<A>),
-    /// Nothing any more.
-    Gone,
-}
-
-impl<A> Found<A>
-where
-    A: Address + Into<IpAddr>,
-    FlowKey<A>: Pod + PartialEq,
-    Flow<A>: Pod,
-{
-    fn read(map: BorrowedFd<'_>, key: &FlowKey<A>) -> Result<Self> {
-        let Some(half) = sys::lookup::<_, Flow<A>>(map, key)? else { return Ok(Self::Gone) };
-        let other_key = half.other_half(key.protocol);
-        let other = sys::lookup::<_, Flow<A>>(map, &other_key)?;
-        Ok(match other.filter(|other| other.other_half(key.protocol) == *key) {
-            None => Self::Orphan(*key, half),
-            Some(other) if half.direction == Flow::<A>::TO_BACKEND => {
-                Self::Whole { to_backend: (*key, half), to_client: (other_key, other) }
-            }
-            Some(other) => Self::Whole { to_backend: (other_key, other), to_client: (*key, half) },
-        })
-    }
-
-    /// Judges the flow and does what the verdict says.
-    fn decide(self, map: BorrowedFd<'_>, now: Tick, limits: &Limits, census: &mut Census) -> Result<Fate> {
-        let ((key, there), (back_key, back)) = match self {
-            Self::Gone => return Ok(Fate::Over { unanswered: false }),
-            Self::Orphan(_, half) if now.since(half.last_seen) < verdict::ORPHAN => return Ok(Fate::Lives),
-            Self::Orphan(key, _) => {
-                sys::delete(map, &key)?;
-                return Ok(Fate::Over { unanswered: false });
-            }
-            Self::Whole { to_backend, to_client } => (to_backend, to_client),
-        };
-        match verdict::judge(&key, &there, &back, now, limits) {
-            Verdict::Lives => Ok(Fate::Lives),
-            Verdict::Over => {
-                // The half for the answers claims the SNAT port: it goes last, so that nobody gets the port while
-                // the other half still sends from it.
-                let there = sys::take(map, &key)?.unwrap_or(there);
-                let back = sys::take(map, &back_key)?.unwrap_or(back);
-                // Nearly every flow that ends has been idle for longer than any copy of it holds. A packet may have come since.
-                let may_be_copied =
-                    |half: &Flow<A>| now.since(half.last_seen).as_secs() <= u64::from(half.copy_s) + 1;
-                census.outdates_copies |= may_be_copied(&there) || may_be_copied(&back);
-                let unanswered = is_half_open(key.protocol, there.seen) && back.seen == 0;
-                Ok(Fate::Over { unanswered })
-            }
-            Verdict::Reset if census.resets.len() >= 2 * limits.resets => Ok(Fate::Lives),
-            verdict => {
-                let is_idle = verdict == Verdict::Reset;
-                let marks = Flow::<A>::CUT | if is_idle { Flow::<A>::IDLE } else { 0 };
-                for (key, half) in [(&key, &there), (&back_key, &back)] {
-                    mark(map, key, half, marks, now)?;
-                }
-                census.outdates_copies = true;
-                if is_idle {
-                    census.resets.extend(ends(&key, &there));
-                    census.resets.extend(ends(&back_key, &back));
-                }
-                Ok(Fate::Lives)
-            }
+    /// One that this walk has ended.
+    fn count_end<A>(&mut self, key: &FlowKey<A>, flow: &Flow<A>, now: Tick) {
+        self.ended += 1;
+        // Nearly every flow that ends has been idle for longer than any copy of it holds. A packet may have come since.
+        self.outdates_copies |= now.since(flow.last_seen).as_secs() <= u64::from(flow.copy_s) + 1;
+        if flow.is_half_open(key.protocol) && flow.seen_to_client == 0 {
+            *self.unanswered.entry(flow.backend).or_default() += 1;
         }
     }
 }
 
-/// Has the program turn the next packet of this half into a RST. From now on silence ends the flow.
-fn mark<A: Address>(map: BorrowedFd<'_>, key: &FlowKey<A>, half: &Flow<A>, marks: u8, now: Tick) -> Result<()>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let (flags, seen) = (half.flags | marks, half.seen | Flow::<A>::RST);
-    sys::replace(map, key, &Flow { flags, seen, last_seen: now.ticks(), ..*half })?;
-    Ok(())
+/// Source and destination of a packet to each end of a flow. None to the backend without translation: then the destination is this
+/// host.
+fn ends<A: Address + Into<IpAddr>>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) -> [Option<(SocketAddr, SocketAddr)>; 2] {
+    let at = |address: A, port| SocketAddr::new(address.into(), port);
+    let to_backend = (at(flow.source, flow.source_port), at(flow.destination, flow.destination_port));
+    let to_client = (at(key.destination, key.destination_port), at(key.source, key.source_port));
+    [(flow.destination != key.destination).then_some(to_backend), Some(to_client)]
 }
 
-/// The addresses of a packet to the end that this half leads to. None without translation: then the destination is this
-/// host.
-fn ends<A: Address + Into<IpAddr>>(key: &FlowKey<A>, half: &Flow<A>) -> Option<(SocketAddr, SocketAddr)> {
-    let source = SocketAddr::new(half.source.into(), half.source_port);
-    let destination = SocketAddr::new(half.destination.into(), half.destination_port);
-    let is_for_this_host = half.direction == Flow::<A>::TO_BACKEND && half.destination == key.destination;
-    (!is_for_this_host).then_some((source, destination))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::PROTO_TCP;
+
+    fn address(last: u8) -> Addr4 {
+        Addr4 { bytes: [192, 0, 2, last] }
+    }
+
+    /// A flow from 192.0.2.1:1000 to the VIP 192.0.2.2:80, whose backend is known by this address.
+    fn flow(backend: u8, snat: u8) -> (FlowKey<Addr4>, Flow<Addr4>) {
+        let key = FlowKey {
+            source: address(1),
+            destination: address(2),
+            source_port: 1000,
+            destination_port: 80,
+            protocol: PROTO_TCP,
+            ..FlowKey::default()
+        };
+        let (source, destination) = (address(snat), address(backend));
+        let flow = Flow { source, destination, source_port: 2000, destination_port: 8080, ..Flow::default() };
+        (key, flow)
+    }
+
+    #[test]
+    fn both_ends_of_a_flow_are_asked_unless_the_backend_has_the_vip() {
+        let told = |backend| {
+            let (key, flow) = flow(backend, 3);
+            ends(&key, &flow).map(|end| end.map(|(from, to)| format!("{from} > {to}")))
+        };
+        let to_client = Some("192.0.2.2:80 > 192.0.2.1:1000".to_owned());
+        assert_eq!(told(4), [Some("192.0.2.3:2000 > 192.0.2.4:8080".to_owned()), to_client.clone()]);
+        assert_eq!(told(2), [None, to_client]);
+    }
+
+    #[test]
+    fn the_census_tells_snat_ports_and_unanswered_flows() {
+        let mut census = Census::default();
+        for snat in [1, 3, 3] {
+            let (key, flow) = flow(4, snat);
+            census.count(&key, &flow);
+        }
+        assert_eq!((census.by_listener[&0], census.by_backend[&0]), (3, 3));
+        assert_eq!(census.snat_ports.values().copied().collect::<Vec<_>>(), [2]);
+        let (key, silent) = flow(4, 3);
+        let now = Tick::new(6000, 1000);
+        census.count_end(&key, &silent, now);
+        census.count_end(&key, &Flow { seen_to_client: Flow::<Addr4>::SYN, ..silent }, now);
+        census.count_end(&key, &Flow { seen_to_backend: Flow::<Addr4>::ESTABLISHED, ..silent }, now);
+        assert_eq!((census.ended, census.unanswered[&0], census.outdates_copies), (3, 1, false));
+        census.count_end(&key, &Flow { copy_s: 4, last_seen: 1000, ..silent }, now);
+        assert!(census.outdates_copies, "a copy of it may be in use");
+    }
 }

@@ -1,22 +1,26 @@
 //! Lists live flows from the pinned maps, whether a controller runs or not. The maps are only read, in batches; the
 //! packet path notices nothing of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::Pod;
 use aya::maps::{Array, Map, MapData, MapError};
-use lb_common::flow::{is_closing, is_half_open};
 use lb_common::listener::SetName;
-use lb_common::{Addr4, Addr6, Address, Backend, Flow, FlowKey, LAYOUT_VERSION, PROTO_TCP, Settings};
+use lb_common::{
+    Addr4, Addr6, Address, Backend, Flow, FlowKey, HalfOpen, LAYOUT_VERSION, PROTO_TCP, Settings,
+};
 use serde::Serialize;
 
 use super::clock::{Clock, Tick};
-use super::sys::{self, Batch, Cursor};
+use super::flow_tables::HalfOpenFlows;
+use super::sys::{Batch, Cursor};
 
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,18 +98,18 @@ impl Which {
 }
 
 impl Filter {
-    fn admits<A: Address + Into<IpAddr>>(&self, key: &FlowKey<A>, half: &Flow<A>) -> bool {
+    fn admits<A: Address + Into<IpAddr>>(&self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
         let vip = SocketAddr::new(key.destination.into(), key.destination_port);
-        let destination = SocketAddr::new(half.destination.into(), half.destination_port);
-        self.listener.as_ref().is_none_or(|which| which.is(half.listener, vip))
-            && self.backend.as_ref().is_none_or(|which| which.is(half.backend, destination))
+        let destination = SocketAddr::new(flow.destination.into(), flow.destination_port);
+        self.listener.as_ref().is_none_or(|which| which.is(flow.listener, vip))
+            && self.backend.as_ref().is_none_or(|which| which.is(flow.backend, destination))
     }
 }
 
 /// The pinned maps of an instance, for reading.
 pub struct Connections {
-    v4: MapData,
-    v6: MapData,
+    v4: Flows<Addr4>,
+    v6: Flows<Addr6>,
     backends: Array<MapData, Backend>,
     backend_sets: Array<MapData, SetName>,
     clock: Clock,
@@ -135,8 +139,8 @@ impl Connections {
             );
         }
         Ok(Some(Self {
-            v4: pinned(pins, "connections_v4", size_of::<FlowKey<Addr4>>(), size_of::<Flow<Addr4>>())?,
-            v6: pinned(pins, "connections_v6", size_of::<FlowKey<Addr6>>(), size_of::<Flow<Addr6>>())?,
+            v4: Flows::open(pins)?,
+            v6: Flows::open(pins)?,
             backends: array(pins, "backends")?,
             backend_sets: array(pins, "backend_sets")?,
             clock: Clock::alone()?,
@@ -173,8 +177,8 @@ impl Connections {
         filter: &Filter,
         mut visit: impl FnMut(&Connection) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        if walk::<Addr4>(&self.v4, filter, &self.clock, &mut visit)?.is_continue() {
-            let _ = walk::<Addr6>(&self.v6, filter, &self.clock, &mut visit)?;
+        if self.v4.walk(filter, &self.clock, &mut visit)?.is_continue() {
+            let _ = self.v6.walk(filter, &self.clock, &mut visit)?;
         }
         Ok(())
     }
@@ -211,67 +215,79 @@ fn explain(error: MapError) -> anyhow::Error {
     if denied { error.context("this needs root or CAP_BPF") } else { error }
 }
 
-/// Walks over one of the maps.
-fn walk<A>(
-    map: &MapData,
-    filter: &Filter,
-    clock: &Clock,
-    visit: &mut impl FnMut(&Connection) -> Result<ControlFlow<()>>,
-) -> Result<ControlFlow<()>>
+/// The maps with the flows of a family.
+struct Flows<A> {
+    connections: MapData,
+    half_open: HalfOpenFlows<A>,
+}
+
+impl<A> Flows<A>
 where
-    A: Address + Into<IpAddr>,
-    FlowKey<A>: Pod + PartialEq,
+    A: Address + Into<IpAddr> + Eq + Hash,
+    FlowKey<A>: Pod,
     Flow<A>: Pod,
+    HalfOpen<A>: Pod,
 {
-    use std::os::fd::AsFd;
-    let map = map.fd().as_fd();
-    let mut batch = Batch::<FlowKey<A>, Flow<A>>::new();
-    let mut cursor = Cursor::default();
-    let unreadable = || format!("cannot read connections_v{}", A::VERSION);
-    while let Some(halves) = batch.read_next(map, &mut cursor).with_context(unreadable)? {
-        let now = clock.now()?;
-        for (key, half) in halves {
-            if half.direction != Flow::<A>::TO_BACKEND || !filter.admits(&key, &half) {
-                continue;
-            }
-            let answers = half.other_half(key.protocol);
-            let answers = sys::lookup::<_, Flow<A>>(map, &answers).with_context(unreadable)?;
-            let answers = answers.filter(|answers| answers.other_half(key.protocol) == key);
-            if visit(&Connection::new(&key, &half, answers.as_ref(), now))?.is_break() {
+    fn open(pins: &Path) -> Result<Self> {
+        let [connections, half_open] =
+            ["connections", "half_open"].map(|name| format!("{name}_v{}", A::VERSION));
+        let connections = pinned(pins, &connections, size_of::<FlowKey<A>>(), size_of::<Flow<A>>())?;
+        let map = pinned(pins, &half_open, size_of::<u32>(), size_of::<HalfOpen<A>>())?;
+        let half_open =
+            HalfOpenFlows::new(&map).with_context(|| format!("cannot read the map `{half_open}`"))?;
+        Ok(Self { connections, half_open })
+    }
+
+    /// Shows those that are wanted, half-open ones first: then a flow that is promoted meanwhile is not missed.
+    fn walk(
+        &self,
+        filter: &Filter,
+        clock: &Clock,
+        visit: &mut impl FnMut(&Connection) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let mut now = clock.now()?;
+        let mut shown = HashSet::new();
+        for (_, HalfOpen { key, flow, .. }) in self.half_open.iter() {
+            let is_wanted = filter.admits(&key, &flow) && shown.insert(key);
+            if is_wanted && visit(&Connection::new(&key, &flow, now))?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
+        let map = self.connections.fd().as_fd();
+        let mut batch = Batch::<FlowKey<A>, Flow<A>>::new();
+        let mut cursor = Cursor::default();
+        let unreadable = || format!("cannot read connections_v{}", A::VERSION);
+        while let Some(flows) = batch.read_next(map, &mut cursor).with_context(unreadable)? {
+            now = clock.now()?;
+            for (key, flow) in flows {
+                let is_wanted = filter.admits(&key, &flow) && !shown.contains(&key);
+                if is_wanted && visit(&Connection::new(&key, &flow, now))?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
-    Ok(ControlFlow::Continue(()))
 }
 
 impl Connection {
-    /// Puts both halves together. Without the one for the answers, the flow is just being made or removed.
-    fn new<A: Address + Into<IpAddr>>(
-        key: &FlowKey<A>,
-        half: &Flow<A>,
-        answers: Option<&Flow<A>>,
-        now: Tick,
-    ) -> Self {
-        let idle = now.since(half.last_seen);
-        let is_cut = (half.flags | answers.map_or(0, |answers| answers.flags)) & Flow::<A>::CUT != 0;
+    fn new<A: Address + Into<IpAddr>>(key: &FlowKey<A>, flow: &Flow<A>, now: Tick) -> Self {
         let state = match () {
-            () if is_cut => State::Closing,
-            () if is_closing(half.seen, answers.map_or(0, |answers| answers.seen)) => State::Closing,
-            () if is_half_open(key.protocol, half.seen) => State::HalfOpen,
+            () if flow.flags & Flow::<A>::CUT != 0 || flow.is_closing() => State::Closing,
+            () if flow.is_half_open(key.protocol) => State::HalfOpen,
             () => State::Established,
         };
         Self {
             protocol: key.protocol,
             client: SocketAddr::new(key.source.into(), key.source_port),
             vip: SocketAddr::new(key.destination.into(), key.destination_port),
-            source: SocketAddr::new(half.source.into(), half.source_port),
-            destination: SocketAddr::new(half.destination.into(), half.destination_port),
-            listener: half.listener,
-            backend: half.backend,
+            source: SocketAddr::new(flow.source.into(), flow.source_port),
+            destination: SocketAddr::new(flow.destination.into(), flow.destination_port),
+            listener: flow.listener,
+            backend: flow.backend,
             state,
-            age: now.since(half.created),
-            idle: answers.map_or(idle, |answers| idle.min(now.since(answers.last_seen))),
+            age: now.since(flow.created),
+            idle: now.since(flow.last_seen),
         }
     }
 
@@ -286,46 +302,46 @@ mod tests {
     use super::*;
     use lb_common::PROTO_UDP;
 
-    type Half = Flow<Addr4>;
+    type Bits = Flow<Addr4>;
 
-    fn half(seen: u8, last_seen: u32) -> Half {
-        Half { seen, last_seen, created: 1000, ..Half::default() }
-    }
-
-    fn shown(protocol: u8, there: Half, back: Option<Half>) -> Connection {
+    fn shown(protocol: u8, flow: &Flow<Addr4>) -> Connection {
         let key = FlowKey { protocol, ..FlowKey::default() };
-        Connection::new(&key, &there, back.as_ref(), Tick::new(4000, 1000))
+        Connection::new(&key, flow, Tick::new(4000, 1000))
     }
 
     #[test]
-    fn the_state_comes_from_both_halves() {
-        let established = Half::SYN | Half::ESTABLISHED;
-        let fin = established | Half::FIN;
-        for (protocol, there, back, expected) in [
-            (PROTO_TCP, Half::SYN, Half::SYN, State::HalfOpen),
-            (PROTO_TCP, established, Half::SYN, State::Established),
+    fn the_state_comes_from_both_directions() {
+        let established = Bits::SYN | Bits::ESTABLISHED;
+        let fin = established | Bits::FIN;
+        for (protocol, seen_to_backend, seen_to_client, expected) in [
+            (PROTO_TCP, Bits::SYN, 0, State::HalfOpen),
+            (PROTO_TCP, Bits::SYN, Bits::SYN, State::HalfOpen),
+            (PROTO_TCP, established, Bits::SYN, State::Established),
+            (PROTO_TCP, Bits::ESTABLISHED, 0, State::Established),
             (PROTO_TCP, fin, established, State::Established),
             (PROTO_TCP, fin, fin, State::Closing),
-            (PROTO_TCP, established, Half::RST, State::Closing),
-            (PROTO_TCP, Half::SYN, Half::RST, State::Closing),
-            (PROTO_UDP, Half::ESTABLISHED, 0, State::Established),
+            (PROTO_TCP, established, Bits::RST, State::Closing),
+            (PROTO_TCP, Bits::SYN, Bits::RST, State::Closing),
+            (PROTO_UDP, Bits::SYN, 0, State::Established),
+            (PROTO_UDP, Bits::ESTABLISHED, 0, State::Established),
         ] {
-            let state = shown(protocol, half(there, 0), Some(half(back, 0))).state;
-            assert_eq!(state, expected, "{protocol} {there:#b} {back:#b}");
+            let flow = Flow { seen_to_backend, seen_to_client, ..Flow::default() };
+            let state = shown(protocol, &flow).state;
+            assert_eq!(state, expected, "{protocol} {seen_to_backend:#b} {seen_to_client:#b}");
         }
     }
 
     #[test]
     fn a_flow_that_the_controller_has_cut_is_closing() {
-        let there = Half { flags: Half::CUT, ..half(Half::SYN | Half::ESTABLISHED, 0) };
-        assert_eq!(shown(PROTO_TCP, there, Some(half(Half::SYN, 0))).state, State::Closing);
+        let (flags, seen_to_backend) = (Bits::CUT, Bits::SYN | Bits::ESTABLISHED);
+        let cut = Flow { flags, seen_to_backend, seen_to_client: Bits::SYN, ..Flow::default() };
+        assert_eq!(shown(PROTO_TCP, &cut).state, State::Closing);
     }
 
     #[test]
-    fn a_flow_is_as_idle_as_its_younger_half() {
+    fn a_flow_is_as_idle_as_its_last_packet_is_old() {
         let seconds = Duration::from_secs;
-        let connection = shown(PROTO_TCP, half(0, 2000), Some(half(0, 3000)));
+        let connection = shown(PROTO_TCP, &Flow { created: 1000, last_seen: 3000, ..Flow::default() });
         assert_eq!((connection.age, connection.idle), (seconds(3), seconds(1)));
-        assert_eq!(shown(PROTO_TCP, half(0, 2000), None).idle, seconds(2));
     }
 }

@@ -10,13 +10,17 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya_obj::Object;
 use lb_common::{
-    Addr4, Addr6, Features, Flow, FlowKey, LAYOUT_VERSION, Listener, ListenerKey, RangeKey, Settings,
+    Addr4, Addr6, Features, Flow, FlowKey, HalfOpen, LAYOUT_VERSION, Listener, ListenerKey, RangeKey,
+    Settings,
 };
 use tracing::{info, warn};
 
 use super::attach::is_link;
+use super::flow_tables::HalfOpenFlows;
 use super::load::{OBJECT, Origin, pinned_maps};
-use super::sizes::{CONNECTION_MAPS, LANE_MAPS, Sizes};
+use super::sizes::{
+    ANSWER_MAPS, CONNECTION_MAPS, FLOWS_AT_MAPS, HALF_OPEN_MAPS, LANE_MAPS, MORE_ANSWER_MAPS, Sizes,
+};
 
 /// The map that carries the layout version. It is written last when a data plane is made and voided first when it goes.
 pub(super) const SETTINGS: &str = "settings";
@@ -89,12 +93,16 @@ fn compare_shapes(pins: &Path, sizes: Sizes, names: &[String]) -> Result<()> {
         }
         let (expected, found) =
             (sizes.entries(name).unwrap_or_else(|| declared.max_entries()), pinned.max_entries());
-        let keeps_its_size = CONNECTION_MAPS.contains(&name.as_str()) || LANE_MAPS.contains(&name.as_str());
-        if expected != found && !keeps_its_size {
+        if expected != found && !keeps_its_size(name) {
             bail!("{} (map `{name}`: expected {expected} entries, found {found})", not_ours(pins));
         }
     }
     Ok(())
+}
+
+/// Whether an adopted map may be of another size than it would be made with now.
+fn keeps_its_size(name: &str) -> bool {
+    [CONNECTION_MAPS, FLOWS_AT_MAPS, ANSWER_MAPS, MORE_ANSWER_MAPS, LANE_MAPS].as_flattened().contains(&name)
 }
 
 /// An adopted map keeps its size.
@@ -103,27 +111,32 @@ fn say_what_has_room(pins: &Path, sizes: Sizes, max_connections: u32) -> Result<
         let found = open(&pins.join(name))?.info()?.max_entries();
         if sizes.entries(name) != Some(found) {
             warn!(
-                "the adopted map `{name}` has room for {} flows; max_connections = {max_connections} takes effect \
-                 after `lb detach`",
-                sizes.flows(found)
+                "the adopted map `{name}` has room for {found} flows; max_connections = {max_connections} takes effect \
+                 after `lb detach`"
             );
         }
     }
     Ok(())
 }
 
-/// The sizes with those of adopted lanes.
+/// The sizes with those of adopted lanes, whereabouts and answers.
 ///
 /// # Errors
 ///
 /// If there cannot be so many, or a map cannot be read.
-pub(super) fn with_adopted_lanes(pins: &Path, sizes: Sizes) -> Result<Sizes> {
-    let [v4, v6] =
-        LANE_MAPS.map(|name| Ok::<_, anyhow::Error>(open(&pins.join(name))?.info()?.max_entries()));
-    let entries = [v4?, v6?];
-    let adopted = sizes.with_lanes(entries);
-    adopted
-        .with_context(|| format!("{} (maps of lanes: {entries:?} entries are not possible)", not_ours(pins)))
+pub(super) fn with_adopted_sizes(pins: &Path, sizes: Sizes) -> Result<Sizes> {
+    let entries = |[v4, v6]: [&str; 2]| {
+        let of = |name: &str| Ok::<_, anyhow::Error>(open(&pins.join(name))?.info()?.max_entries());
+        Ok::<_, anyhow::Error>([of(v4)?, of(v6)?])
+    };
+    let (lanes, flows_at, answers) = (entries(LANE_MAPS)?, entries(FLOWS_AT_MAPS)?, entries(ANSWER_MAPS)?);
+    sizes.with_adopted(lanes, flows_at, answers).with_context(|| {
+        format!(
+            "{} (maps of lanes with {lanes:?}, of whereabouts with {flows_at:?} and of answers with {answers:?} entries are not \
+             possible)",
+            not_ours(pins)
+        )
+    })
 }
 
 /// What an adopted data plane is used for, whether the configuration still asks for it or not: its listeners hold until they
@@ -133,9 +146,8 @@ pub(super) fn with_adopted_lanes(pins: &Path, sizes: Sizes) -> Result<Sizes> {
 ///
 /// If a map cannot be read.
 pub(super) fn features_in_use(pins: &Path) -> Result<Features> {
-    let [v4, v6] = CONNECTION_MAPS.map(|name| pins.join(name));
-    let mut features = Features::IPV4.only_if(holds_flows::<Addr4>(&v4)?);
-    features = features.and(Features::IPV6.only_if(holds_flows::<Addr6>(&v6)?));
+    let mut features = Features::IPV4.only_if(has_flows::<Addr4>(pins, 0)?);
+    features = features.and(Features::IPV6.only_if(has_flows::<Addr6>(pins, 1)?));
     let listeners: HashMap<_, ListenerKey, Listener> = Map::HashMap(open(&pins.join("listeners"))?)
         .try_into()
         .context("the map `listeners` is no hash map")?;
@@ -160,15 +172,20 @@ fn features_of(address: &Addr6, listener: &Listener) -> Features {
         .and(Features::FLOW_LIMITS.only_if(listener.max_new_flows_per_s != 0))
 }
 
-fn holds_flows<A>(path: &Path) -> Result<bool>
+/// Whether there are flows of a family, which has this number among the names of maps.
+fn has_flows<A>(pins: &Path, family: usize) -> Result<bool>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
+    HalfOpen<A>: Pod,
 {
-    let flows: HashMap<_, FlowKey<A>, Flow<A>> = Map::HashMap(open(path)?)
+    let half_open = HalfOpenFlows::<A>::new(&open(&pins.join(HALF_OPEN_MAPS[family]))?)
+        .with_context(|| format!("cannot read the map `{}`", HALF_OPEN_MAPS[family]))?;
+    let flows: HashMap<_, FlowKey<A>, Flow<A>> = Map::HashMap(open(&pins.join(CONNECTION_MAPS[family]))?)
         .try_into()
-        .with_context(|| format!("the map at {} does not hold flows", path.display()))?;
-    flows.keys().next().transpose().map(|key| key.is_some()).context("cannot read the flows")
+        .with_context(|| format!("the map `{}` does not hold flows", CONNECTION_MAPS[family]))?;
+    let promoted = flows.keys().next().transpose().context("cannot read the flows")?;
+    Ok(promoted.is_some() || half_open.iter().next().is_some())
 }
 
 /// The layout version in the map `settings`; 0 until a start has filled it, or since a detach has begun.

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context, Result};
-use aya::Ebpf;
+use aya::{Ebpf, Pod};
 use lb_common::cache::Pair;
 use lb_common::lane::{FAMILY_V4, FAMILY_V6, book_of};
 use lb_common::{Addr4, Addr6, Address, Counters, Lane, LaneBook};
 
+use super::load::array_of;
 use super::sizes::cpus;
 use super::sys::Mapped;
 
@@ -35,9 +36,9 @@ pub(super) struct InLanes {
 impl Lanes {
     pub(super) fn of(ebpf: &Ebpf) -> Result<Self> {
         Ok(Self {
-            v4: mapped(ebpf, "lanes_v4", 1)?,
-            v6: mapped(ebpf, "lanes_v6", 1)?,
-            books: mapped(ebpf, "lane_books", LaneBook::WORDS)?,
+            v4: mapped(ebpf, "lanes_v4")?,
+            v6: mapped(ebpf, "lanes_v6")?,
+            books: mapped(ebpf, "lane_books")?,
             cpus: cpus()?,
         })
     }
@@ -113,10 +114,8 @@ const fn changes_of([v4, v6]: [u64; 2]) -> u64 {
     2 * (v4 + v6) + (v4 | v6) % 2
 }
 
-fn mapped<T: aya::Pod>(ebpf: &Ebpf, name: &str, of_each: u32) -> Result<Mapped<T>> {
-    let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map `{name}`"))?;
-    let aya::maps::Map::Array(map) = map else { anyhow::bail!("the map `{name}` is not an array") };
-    Mapped::new(map, of_each).with_context(|| format!("cannot read the map `{name}`"))
+fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
+    Mapped::new(array_of(ebpf, name)?).with_context(|| format!("cannot read the map `{name}`"))
 }
 
 #[cfg(test)]

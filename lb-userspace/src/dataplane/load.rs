@@ -15,11 +15,11 @@ use super::clock::{Clock, ticks_per_second};
 use super::collect::Collector;
 use super::explain::Explainer;
 use super::fragments::FragmentHolder;
-use super::inspect::{features_in_use, inspect, with_adopted_lanes};
+use super::inspect::{features_in_use, inspect, with_adopted_sizes};
 use super::journeys::{JOURNEYS, Journeys};
 use super::maps::Maps;
 use super::records::Ring;
-use super::sizes::{CACHES, CONNECTION_MAPS, Family, Sizes};
+use super::sizes::{CACHES, Family, Sizes};
 
 /// The eBPF object that `cargo xtask build` made.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
@@ -109,7 +109,7 @@ impl Dataplane {
             None => Origin::Fresh,
         };
         if let (Origin::Adopted, Some(pins)) = (origin, &options.pins) {
-            sizes = with_adopted_lanes(pins, sizes)?;
+            sizes = with_adopted_sizes(pins, sizes)?;
             sizes.features = sizes.features.and(features_in_use(pins)?);
         }
         let features = sizes.features;
@@ -122,10 +122,8 @@ impl Dataplane {
         let clock = Clock::new(load_program(&mut ebpf, "clock")?)?;
         let fragments = Some(FragmentHolder::take(&mut ebpf, entry, clock.try_clone()?)?);
         let events = Some(EventSource { ring: Ring::take(&mut ebpf, "events")?, clock: clock.try_clone()? });
-        let [v4, v6] = CONNECTION_MAPS.map(|name| take_hash(&mut ebpf, name));
-        let v4 = v4?;
-        let room = sizes.flows(v4.info()?.max_entries());
-        let collector = Some(Collector::new(v4, v6?, clock, cached.try_clone()?));
+        let collector = Collector::take(&mut ebpf, clock, cached.try_clone()?)?;
+        let room = collector.room()?;
         let pins = options.pins.clone();
         let mut dataplane = Self {
             ebpf,
@@ -137,7 +135,7 @@ impl Dataplane {
             journeys,
             explainer,
             cached,
-            collector,
+            collector: Some(collector),
             fragments,
             events,
         };
@@ -219,6 +217,8 @@ pub(super) fn xdp_md(length: usize, ingress: u32) -> [u8; 24] {
 
 fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     let (ticks, half_open) = (ticks_per_second()?, sizes.half_open_per_cpu());
+    let (flow_buckets, answer_buckets) = (sizes.flow_buckets(), sizes.answer_buckets());
+    let writes_in_order = u32::from(cfg!(target_arch = "x86_64"));
     let cached = [Family::V4, Family::V6].map(|family| sizes.cache_entries(family));
     let lanes = [Family::V4, Family::V6].map(|family| sizes.lanes(family));
     let features = sizes.features.bits();
@@ -227,6 +227,9 @@ fn load_object(options: &LoadOptions, sizes: Sizes) -> Result<Ebpf> {
     loader
         .override_global("TICKS_PER_SECOND", &ticks, true)
         .override_global("HALF_OPEN_PER_CPU", &half_open, true)
+        .override_global("WRITES_IN_ORDER", &writes_in_order, true)
+        .override_global("FLOW_BUCKETS", &flow_buckets, true)
+        .override_global("ANSWER_BUCKETS", &answer_buckets, true)
         .override_global("FEATURES", &features, true)
         .override_global("CACHED_V4_PER_CPU", &cached[0], true)
         .override_global("CACHED_V6_PER_CPU", &cached[1], true)
@@ -276,10 +279,19 @@ fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     program.try_into().with_context(|| format!("the program `{name}` is not an XDP program"))
 }
 
-fn take_hash(ebpf: &mut Ebpf, name: &str) -> Result<MapData> {
+/// Takes a hash map out of the object.
+pub(super) fn take_hash(ebpf: &mut Ebpf, name: &str) -> Result<MapData> {
     match ebpf.take_map(name) {
         Some(Map::HashMap(map)) => Ok(map),
         _ => Err(anyhow!("the eBPF object has no hash map `{name}`")),
+    }
+}
+
+/// An array of the object.
+pub(super) fn array_of<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
+    match ebpf.map(name) {
+        Some(Map::Array(map)) => Ok(map),
+        _ => Err(anyhow!("the eBPF object has no array `{name}`")),
     }
 }
 

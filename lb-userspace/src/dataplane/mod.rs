@@ -12,13 +12,14 @@
 //! | `maglev` | builds lookup tables |
 //! | `cached` | makes the program forget its copies of flows |
 //! | `lanes` | what the program has counted for copied flows |
+//! | `flow_tables` | the maps with the flows: finds, ends, gives back what a flow had claimed |
 //! | `collect` | ends idle flows, counts live ones |
 //! | `connections` | lists live flows from the pinned maps, with or without a controller |
 //! | `explain` | asks the loaded program what would become of a packet |
 //! | `records` | takes what the program hands over by ring buffers |
 //! | `fragments` | holds fragments that came before the first of their datagram |
 //! | `clock` | the kernel's ticks |
-//! | `sys` | the `bpf(2)` calls that aya lacks: the only `unsafe` here |
+//! | `sys` | the `bpf(2)` calls that aya lacks, and arrays that are mapped: the only `unsafe` here |
 
 pub mod attach;
 pub mod cached;
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod collect;
 pub mod connections;
 pub mod explain;
+mod flow_tables;
 pub mod fragments;
 mod inspect;
 mod interfaces;

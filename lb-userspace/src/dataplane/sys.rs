@@ -1,9 +1,10 @@
-//! The `bpf(2)` calls that aya does not offer. All `unsafe` of the controller's data plane is here.
+//! The `bpf(2)` calls that aya does not offer, and arrays that are mapped. All `unsafe` of the controller's data plane is here.
+
+mod mapped;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::Pod;
 use aya::maps::{MapData, RingBuf};
@@ -12,6 +13,8 @@ use aya_obj::generated::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub(super) use self::mapped::{Mapped, Words};
 
 /// Where a walk over a hash map stands: the kernel's opaque token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,61 +74,6 @@ impl<K: Pod, V: Pod> Batch<K, V> {
         Ok(Some(entries.map(|(key, value)| unsafe { (key.assume_init(), value.assume_init()) })))
     }
 }
-
-/// The values of an array that is made to be mapped (BPF_F_MMAPABLE, kernel 5.5), for reading. Programs may write them at any time.
-#[derive(Debug)]
-pub(super) struct Mapped<T> {
-    values: NonNull<T>,
-    count: u32,
-    bytes: usize,
-}
-
-impl<T: Pod> Mapped<T> {
-    /// Maps an array whose values consist of so many `T` each.
-    pub(super) fn new(map: &MapData, of_each: u32) -> io::Result<Self> {
-        let count = map.info().map_err(io::Error::other)?.max_entries().saturating_mul(of_each);
-        let bytes = count as usize * size_of::<T>();
-        // SAFETY: a new mapping, which the kernel places, of the file that the descriptor stands for.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(address.cast()) {
-            Some(values) if address != libc::MAP_FAILED => Ok(Self { values, count, bytes }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// How many there are.
-    pub(super) const fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// What one holds at the moment: a word at once, but of a larger value some parts may be older than others.
-    pub(super) fn read(&self, index: u32) -> Option<T> {
-        // SAFETY: the index is within the mapping, which lasts as long as `self` and is page-aligned; `Pod` types are valid for
-        // all bytes. Nobody but the kernel writes them, and a volatile read takes what it finds.
-        (index < self.count).then(|| unsafe { self.values.add(index as usize).read_volatile() })
-    }
-}
-
-impl<T> Drop for Mapped<T> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nothing refers to it any more.
-        unsafe { libc::munmap(self.values.as_ptr().cast(), self.bytes) };
-    }
-}
-
-// SAFETY: only reading, which any thread may do.
-unsafe impl<T> Send for Mapped<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Mapped<T> {}
 
 /// The value under a key.
 pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {

@@ -1,9 +1,9 @@
 //! A loaded data plane, filled by the controller's own code, that answers frames.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
+use aya::Ebpf;
 use aya::programs::Xdp;
 use lb_common::Explanation;
 use lb_common::InterfaceMac;
@@ -14,7 +14,7 @@ use lb_userspace::dataplane::collect::IdleTimeouts;
 use lb_userspace::dataplane::{Census, Limits, Tally};
 
 use super::plane::{Held, Plane};
-use super::{Counts, Half, Network, States};
+use super::{Counts, Family, Half, Network, States};
 
 /// What the program decided (`enum xdp_action`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,11 @@ impl Bench {
         self.plane.dataplane.program()
     }
 
+    /// The object, for whoever opens its maps.
+    pub fn ebpf(&mut self) -> &Ebpf {
+        self.plane.dataplane.ebpf()
+    }
+
     /// Puts another configuration and other states in force, as a reload and as events would.
     ///
     /// # Errors
@@ -128,12 +133,12 @@ impl Bench {
     ///
     /// # Errors
     ///
-    /// If the map cannot be found.
-    pub fn half_open_room(&mut self) -> Result<u32> {
+    /// If the CPUs cannot be counted.
+    pub fn half_open_room(&self) -> Result<u32> {
         self.plane.half_open_room()
     }
 
-    /// Fills the connection maps up to where so many flows more fit.
+    /// Fills the connection maps up to where so many flows more can be promoted.
     ///
     /// # Errors
     ///
@@ -251,12 +256,12 @@ impl Bench {
         self.plane.backdate()
     }
 
-    /// How many halves of flows no packet has looked at since [`Self::backdate`]: those that were answered from copies.
+    /// How many flows no packet has looked at since [`Self::backdate`]: those of which both directions went on by copies.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn backdated(&mut self) -> Result<usize> {
+    pub fn backdated(&self) -> Result<usize> {
         self.plane.backdated()
     }
 
@@ -269,34 +274,42 @@ impl Bench {
         self.plane.set_backend_of_flows(id)
     }
 
-    /// Everything the connection maps hold.
+    /// Both directions of all live flows.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
-    pub fn halves(&mut self) -> Result<Vec<Half>> {
+    pub fn halves(&self) -> Result<Vec<Half>> {
         self.plane.halves()
     }
 
-    /// Live flows. Each must consist of two halves that refer to each other.
+    /// Live flows. Each must be found by its client's packets and by its answers.
     ///
     /// # Errors
     ///
-    /// If a half is alone.
-    pub fn flows(&mut self) -> Result<Vec<Half>> {
+    /// If one is not, or a map cannot be read.
+    pub fn flows(&self) -> Result<Vec<Half>> {
         let halves = self.halves()?;
-        let by_tuple: BTreeMap<_, &Half> =
-            halves.iter().map(|half| ((half.protocol, half.arrives), half)).collect();
-        for half in &halves {
-            let (source, destination) = half.leaves;
-            let other = by_tuple.get(&(half.protocol, (destination, source)));
-            let is_linked = other.is_some_and(|other| {
-                let (source, destination) = other.leaves;
-                (destination, source) == half.arrives && other.is_to_backend != half.is_to_backend
-            });
-            ensure!(is_linked, "half a flow is without its other half:\n{half:?}\nof {halves:#?}");
-        }
+        self.plane.require_consistent().with_context(|| format!("of {halves:#?}"))?;
         Ok(halves.into_iter().filter(|half| half.is_to_backend).collect())
+    }
+
+    /// How many claims there are, on answers and on where half-open flows are: none without flows.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn claims(&self) -> Result<usize> {
+        self.plane.claims()
+    }
+
+    /// Into how many buckets the answers of a family fall.
+    pub fn answer_buckets(&self, family: Family) -> u32 {
+        let [v4, v6] = self.plane.answer_buckets();
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
     }
 
     /// Empties the maps, so that the next test finds them as if just loaded.

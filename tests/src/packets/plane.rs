@@ -1,23 +1,26 @@
 //! A loaded data plane without the controller's half: kept from test to test, since loading costs more than most
 //! tests, and opened for what only tests do to connection maps.
 
-use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, MapType, RingBuf};
 use lb_common::{
-    Addr4, Addr6, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, MAX_COPY_S, PROTO_TCP, RateWindow,
+    Addr4, Addr6, Address, Flow, FlowKey, FragmentKey, FragmentPorts, HeldFragment, MAX_COPY_S, PROTO_TCP,
+    RateWindow,
 };
 use lb_userspace::dataplane::{Collector, Dataplane, LoadOptions};
 use nix::unistd::geteuid;
 
-/// One direction of a flow, as the connection maps hold it: the tuple that arrives and the one that leaves, each
-/// source first.
+use crate::flow_tables::FlowTables;
+use crate::plane_maps::map_of;
+
+/// One direction of a flow: the tuple that arrives and the one that leaves, each source first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Half {
     /// IP protocol number.
@@ -43,8 +46,15 @@ pub struct Held {
 pub(super) struct Loaded {
     pub(super) dataplane: Dataplane,
     pub(super) collector: Collector,
+    v4: FlowTables<Addr4>,
+    v6: FlowTables<Addr6>,
     max_connections: u32,
+    /// Whether a connection map has been filled: the program refuses new flows for a second after it had no room for one.
+    was_filled: bool,
 }
+
+/// More than the second for which a full map is remembered, ticks being coarse.
+const FULL_FOR: Duration = Duration::from_millis(1050);
 
 /// Data planes that wait for the next test.
 static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
@@ -78,8 +88,12 @@ impl Plane {
     /// Keeps it for the next test. The caller has emptied all maps but those of connections.
     pub(super) fn give_back(&mut self) -> Result<()> {
         let Some(mut loaded) = self.loaded.take() else { return Ok(()) };
-        clear::<FlowKey<Addr4>, Flow<Addr4>>(loaded.map("connections_v4")?)?;
-        clear::<FlowKey<Addr6>, Flow<Addr6>>(loaded.map("connections_v6")?)?;
+        if loaded.was_filled {
+            // The next test has no time to wait until that is forgotten.
+            return Ok(());
+        }
+        loaded.v4.clear()?;
+        loaded.v6.clear()?;
         clear::<FragmentKey, FragmentPorts>(loaded.map("fragments")?)?;
         loaded.change_rates(|_| RateWindow::default())?;
         while loaded.held()?.is_some() {}
@@ -108,7 +122,8 @@ impl Loaded {
         let options = LoadOptions { max_connections, ..LoadOptions::default() };
         let mut dataplane = Dataplane::load(&options)?;
         let collector = dataplane.take_collector().context("the data plane has no collector")?;
-        Ok(Self { dataplane, collector, max_connections })
+        let (v4, v6) = (FlowTables::of(dataplane.ebpf())?, FlowTables::of(dataplane.ebpf())?);
+        Ok(Self { dataplane, collector, v4, v6, max_connections, was_filled: false })
     }
 
     /// Makes everything that remembers a time older: by at least this time, ticks being coarse, and flows by as much more as
@@ -118,40 +133,54 @@ impl Loaded {
         let rate = self.dataplane.maps.settings()?.ticks_per_second;
         let ticks = (time.as_millis() * u128::from(rate)).div_ceil(1000);
         let ticks = u32::try_from(ticks).context("too long a time")?;
-        change::<Addr4>(self.map("connections_v4")?, |_, half| older(half, ticks, rate))?;
-        change::<Addr6>(self.map("connections_v6")?, |_, half| older(half, ticks, rate))?;
+        self.v4.change(|key, flow| older(key, flow, ticks, rate))?;
+        self.v6.change(|key, flow| older(key, flow, ticks, rate))?;
+        if self.was_filled {
+            // The program keeps this time to itself, so it really passes.
+            thread::sleep(FULL_FOR.min(time));
+        }
         let seconds = time.as_secs() + 1;
         self.change_rates(|window| RateWindow { second: window.second.saturating_sub(seconds), ..window })
     }
 
-    /// Makes every half look as if no packet had looked at it for long. Copies are left as they are.
+    /// Makes every flow look as if no packet had looked at it for long. Copies are left as they are.
     pub(super) fn backdate(&mut self) -> Result<()> {
-        change::<Addr4>(self.map("connections_v4")?, |_, half| half.last_seen = LONG_AGO)?;
-        change::<Addr6>(self.map("connections_v6")?, |_, half| half.last_seen = LONG_AGO)
+        self.v4.change(|_, flow| flow.last_seen = LONG_AGO)?;
+        self.v6.change(|_, flow| flow.last_seen = LONG_AGO)
     }
 
-    /// How many halves no packet has looked at since [`Self::backdate`].
-    pub(super) fn backdated(&mut self) -> Result<usize> {
-        Ok(backdated::<Addr4>(self.map("connections_v4")?)?
-            + backdated::<Addr6>(self.map("connections_v6")?)?)
+    /// How many flows no packet of either direction has looked at since [`Self::backdate`].
+    pub(super) fn backdated(&self) -> Result<usize> {
+        Ok(backdated(&self.v4.flows()?) + backdated(&self.v6.flows()?))
     }
 
     /// How many flows that have not proved themselves each CPU has room for.
-    pub(super) fn half_open_room(&mut self) -> Result<u32> {
-        Ok(self.map("half_open_v4")?.info()?.max_entries())
+    pub(super) fn half_open_room(&self) -> Result<u32> {
+        self.v4.half_open_room()
     }
 
-    /// Fills both connection maps up to where so many flows more fit.
+    /// Into how many buckets the answers of each family fall: IPv4, IPv6.
+    pub(super) const fn answer_buckets(&self) -> [u32; 2] {
+        [self.v4.answer_buckets(), self.v6.answer_buckets()]
+    }
+
+    /// How many claims there are, on answers and on where half-open flows are.
+    pub(super) fn claims(&self) -> Result<usize> {
+        Ok(self.v4.claims()? + self.v6.claims()?)
+    }
+
+    /// Fills both connection maps up to where so many flows more can be promoted.
     pub(super) fn fill(&mut self, flows_more: u32) -> Result<()> {
-        fill::<Addr4>(self.map("connections_v4")?, flows_more)?;
-        fill::<Addr6>(self.map("connections_v6")?, flows_more)
+        self.was_filled = true;
+        self.v4.fill(flows_more)?;
+        self.v6.fill(flows_more)
     }
 
     /// Marks all TCP flows as ended by the controller.
     pub(super) fn cut(&mut self) -> Result<()> {
         self.dataplane.cached.forget()?;
-        change::<Addr4>(self.map("connections_v4")?, cut)?;
-        change::<Addr6>(self.map("connections_v6")?, cut)
+        self.v4.change(cut)?;
+        self.v6.change(cut)
     }
 
     /// The fragment that has been held longest; it is held no longer.
@@ -181,33 +210,27 @@ impl Loaded {
     /// Makes every flow belong to this backend.
     pub(super) fn set_backend_of_flows(&mut self, id: u32) -> Result<()> {
         self.dataplane.cached.forget()?;
-        change::<Addr4>(self.map("connections_v4")?, |_, half| half.backend = id)?;
-        change::<Addr6>(self.map("connections_v6")?, |_, half| half.backend = id)
+        self.v4.change(|_, flow| flow.backend = id)?;
+        self.v6.change(|_, flow| flow.backend = id)
     }
 
-    /// Everything the connection maps hold.
-    pub(super) fn halves(&mut self) -> Result<Vec<Half>> {
-        let mut halves = read::<Addr4>(self.map("connections_v4")?)?;
-        halves.extend(read::<Addr6>(self.map("connections_v6")?)?);
+    /// Both directions of all flows, promoted and half-open.
+    pub(super) fn halves(&self) -> Result<Vec<Half>> {
+        let (v4, v6) = (self.v4.flows()?, self.v6.flows()?);
+        let mut halves: Vec<Half> = halves(&v4).chain(halves(&v6)).collect();
         halves.sort_unstable();
         Ok(halves)
     }
 
+    /// Requires every flow to be in one place only, to be found there, and to be found by its answers.
+    pub(super) fn require_consistent(&self) -> Result<()> {
+        self.v4.require_consistent()?;
+        self.v6.require_consistent()
+    }
+
     /// A map by name, opened through the loaded programs: most maps themselves belong to the controller's half.
     fn map(&mut self, name: &str) -> Result<MapData> {
-        let mut ids = BTreeSet::new();
-        for (_, program) in self.dataplane.ebpf().programs() {
-            // A program that is not loaded has no maps.
-            let Ok(info) = program.info() else { continue };
-            ids.extend(info.map_ids()?.context("this kernel does not tell which maps a program has")?);
-        }
-        for id in ids {
-            let map = MapData::from_id(id)?;
-            if map.info()?.name_as_str() == Some(name) {
-                return Ok(map);
-            }
-        }
-        bail!("the programs have no map `{name}`")
+        map_of(self.dataplane.ebpf(), name)
     }
 }
 
@@ -222,68 +245,25 @@ fn hash_map<K: aya::Pod, V: aya::Pod>(map: MapData) -> Result<HashMap<MapData, K
     map.try_into().context("a map is of another type than expected")
 }
 
-fn change<A>(map: MapData, change: impl Fn(&FlowKey<A>, &mut Flow<A>)) -> Result<()>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let mut map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
-    let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
-    for (key, mut half) in entries {
-        change(&key, &mut half);
-        map.insert(key, half, 0)?;
-    }
-    Ok(())
-}
-
 /// A tick in which nothing was sent.
 const LONG_AGO: u32 = 1;
 
-fn backdated<A>(map: MapData) -> Result<usize>
-where
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
-{
-    let map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
-    let entries = map.iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(entries.iter().filter(|(_, half)| half.last_seen == LONG_AGO).count())
+fn backdated<A>(flows: &[(FlowKey<A>, Flow<A>)]) -> usize {
+    flows.iter().filter(|(_, flow)| flow.last_seen == LONG_AGO).count()
 }
 
-/// Protocol of entries that stand for flows of others.
-const FILLING: u8 = 255;
-
-fn fill<A>(map: MapData, flows_more: u32) -> Result<()>
-where
-    A: Default,
-    FlowKey<A>: aya::Pod + Default,
-    Flow<A>: aya::Pod + Default,
-{
-    let entries = map.info()?.max_entries();
-    let mut map = hash_map::<FlowKey<A>, Flow<A>>(map)?;
-    let taken = u32::try_from(map.keys().count())?;
-    for number in 0..entries.saturating_sub(taken + 2 * flows_more) {
-        let [a, b, c, d] = number.to_be_bytes().map(u16::from);
-        let ports = (a << 8 | b, c << 8 | d);
-        let key = FlowKey {
-            source_port: ports.0,
-            destination_port: ports.1,
-            protocol: FILLING,
-            ..FlowKey::default()
-        };
-        map.insert(key, Flow::default(), 0)?;
-    }
-    Ok(())
+const fn older<A>(key: &FlowKey<A>, flow: &mut Flow<A>, ticks: u32, ticks_per_second: u32) {
+    // What opens or closes a connection is written down at once, whatever the other side still sends by a copy.
+    let is_known = flow.is_half_open(key.protocol) || flow.is_closing();
+    let lag = if is_known { 1 } else { flow.lag_s() as u32 };
+    flow.last_seen = flow.last_seen.wrapping_sub(ticks + lag * ticks_per_second);
+    // By the most that `last_seen` becomes older by: it is never from before the flow was made.
+    flow.created = flow.created.wrapping_sub(ticks + MAX_COPY_S * ticks_per_second);
 }
 
-const fn older<A>(half: &mut Flow<A>, ticks: u32, ticks_per_second: u32) {
-    half.last_seen = half.last_seen.wrapping_sub(ticks + half.lag_s() as u32 * ticks_per_second);
-    // Both halves were made at the same time.
-    half.created = half.created.wrapping_sub(ticks + MAX_COPY_S * ticks_per_second);
-}
-
-fn cut<A>(key: &FlowKey<A>, half: &mut Flow<A>) {
+fn cut<A>(key: &FlowKey<A>, flow: &mut Flow<A>) {
     if key.protocol == PROTO_TCP {
-        half.flags |= Flow::<A>::CUT;
+        flow.flags |= Flow::<A>::CUT;
     }
 }
 
@@ -295,24 +275,25 @@ fn clear<K: aya::Pod, V: aya::Pod>(map: MapData) -> Result<()> {
     Ok(())
 }
 
-fn read<A>(map: MapData) -> Result<Vec<Half>>
+/// Both directions of each of these flows.
+fn halves<A>(flows: &[(FlowKey<A>, Flow<A>)]) -> impl Iterator<Item = Half>
 where
-    A: Copy + Into<IpAddr>,
-    FlowKey<A>: aya::Pod,
-    Flow<A>: aya::Pod,
+    A: Address + Into<IpAddr>,
 {
-    let half = |(key, flow): (FlowKey<A>, Flow<A>)| Half {
-        protocol: key.protocol,
-        arrives: (
+    let ends = |key: &FlowKey<A>| {
+        (
             SocketAddr::new(key.source.into(), key.source_port),
             SocketAddr::new(key.destination.into(), key.destination_port),
-        ),
-        leaves: (
-            SocketAddr::new(flow.source.into(), flow.source_port),
-            SocketAddr::new(flow.destination.into(), flow.destination_port),
-        ),
-        is_to_backend: flow.direction == Flow::<A>::TO_BACKEND,
+        )
     };
-    let entries = hash_map::<FlowKey<A>, Flow<A>>(map)?.iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(entries.into_iter().filter(|(key, _)| key.protocol != FILLING).map(half).collect())
+    let half = move |arrives: &FlowKey<A>, leaves: &FlowKey<A>, is_to_backend| Half {
+        protocol: arrives.protocol,
+        arrives: ends(arrives),
+        leaves: ends(leaves),
+        is_to_backend,
+    };
+    flows.iter().flat_map(move |(key, flow)| {
+        let answers = flow.answers(key.protocol);
+        [half(key, &answers.reversed(), true), half(&answers, &key.reversed(), false)]
+    })
 }

@@ -57,6 +57,9 @@ const TOO_MANY: u32 = 500;
 /// What is left to the collector of flows, and not evicted: half-open TCP of this age.
 const COLLECTED_AFTER: Duration = Duration::from_secs(7);
 
+/// By then every flow has idled out, whatever it is: TCP takes longest, 360 s.
+const IDLED_OUT: Duration = Duration::from_secs(400);
+
 fn syns(family: Family) -> Result<()> {
     let promote = |lab: &mut Lab, number| {
         for flags in ["S", "A"] {
@@ -116,7 +119,7 @@ fn snat_ports(family: Family) -> Result<()> {
         let frame = lab.frame(&tcp(format!("client:{}", 1024 + number), "vip:80", "A"))?;
         ensure!(lab.through(&frame)? == before, "connection {number} lost its port in the flood");
     }
-    lab.bench.flows().map(drop)
+    require_nothing_left(&mut lab)
 }
 
 fn datagrams(family: Family) -> Result<()> {
@@ -189,6 +192,16 @@ fn flood(
             );
         }
     }
+    require_nothing_left(&mut lab)
+}
+
+/// Each flow is where it has to be, and when all of them have idled out, nothing tells of them any more.
+fn require_nothing_left(lab: &mut Lab) -> Result<()> {
+    lab.bench.flows()?;
+    lab.bench.age(IDLED_OUT)?;
+    lab.bench.sweep()?;
+    let (flows, claims) = (lab.bench.flows()?.len(), lab.bench.claims()?);
+    ensure!((flows, claims) == (0, 0), "{flows} flows and {claims} claims are left when all have idled out");
     Ok(())
 }
 

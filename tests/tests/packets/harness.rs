@@ -1,16 +1,94 @@
 //! The harness itself: a case that says something wrong must fail.
 
+use std::fmt::Debug;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::Pod;
+use lb_common::{Addr4, Addr6, Address, Flow, FlowKey, HalfOpen};
+use lb_tests::flow_tables::FlowTables;
 use lb_tests::packets::case::CaseFile;
 use lb_tests::packets::{Family, Network, play};
 use libtest_mimic::Trial;
 
+use crate::lab::{Lab, ONE_BACKEND, tcp, udp};
 use crate::trial_for_each_family;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trial_for_each_family("harness", "a case fails unless everything is as it says", wrong_expectations)
+    let mut trials =
+        trial_for_each_family("harness", "a case fails unless everything is as it says", wrong_expectations);
+    trials.extend(trial_for_each_family(
+        "harness",
+        "flows that benchmarks enter, promote and take away are as if packets had done it",
+        by_hand,
+    ));
+    trials
+}
+
+fn by_hand(family: Family) -> Result<()> {
+    match family {
+        Family::V4 => by_hand_in::<Addr4>(family),
+        Family::V6 => by_hand_in::<Addr6>(family),
+    }
+}
+
+fn by_hand_in<A>(family: Family) -> Result<()>
+where
+    A: Address + Default + Debug,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+    HalfOpen<A>: Pod,
+{
+    let mut lab = Lab::new(ONE_BACKEND, "", family)?;
+    // One packet of each is what an answer promotes.
+    let picked_up = |port| tcp(format!("client:{port}"), "vip:80", "A");
+    let datagram = |port| udp(format!("client:{port}"), "vip:80", "x");
+    let promotable = [picked_up(40_000), picked_up(40_001), datagram(40_000), datagram(40_001)];
+    let promotable = promotable.map(|packet| lab.frame(&packet));
+    let promotable = promotable.into_iter().collect::<Result<Vec<_>>>()?;
+    let syn = lab.frame(&tcp("client:50000", "vip:80", "S"))?;
+    let seen: Vec<_> = promotable.iter().map(|frame| lab.through(frame)).collect::<Result<_>>()?;
+    lab.through(&syn)?;
+    let goes_on = |lab: &mut Lab| {
+        let before = lab.bench.counts()?;
+        for (frame, seen) in promotable.iter().zip(&seen) {
+            let found = lab.through(frame)?;
+            ensure!(found == *seen, "a flow went on as {found:?}, before it was {seen:?}");
+        }
+        let opened = lab.bench.counts()?.since(&before).sum("listener web", "new_flows");
+        ensure!(opened == 0, "{opened} flows were opened anew");
+        lab.bench.flows().map(|flows| flows.len())
+    };
+
+    let mut tables = FlowTables::<A>::of(lab.bench.ebpf())?;
+    tables.answer()?;
+    let promoted = tables.promoted()?;
+    ensure!(promoted.len() == seen.len(), "expected {} flows to be promoted: {promoted:?}", seen.len());
+    ensure!(goes_on(&mut lab)? == seen.len() + 1, "the SYN alone was to stay half-open");
+    tables.empty_rings()?;
+    ensure!(goes_on(&mut lab)? == seen.len(), "nothing was to stay half-open");
+
+    promoted.iter().try_for_each(|(key, _)| tables.remove(key))?;
+    let (flows, claims) = (lab.bench.flows()?.len(), lab.bench.claims()?);
+    ensure!((flows, claims) == (0, 0), "{flows} flows and {claims} claims are left");
+    lab.through(&syn)?;
+    for (_, record) in tables.half_open().collect::<Vec<_>>() {
+        tables.remove(&record.key)?;
+    }
+    ensure!(lab.bench.claims()? == 0, "claims of a half-open flow are left");
+
+    for _ in 0..2 {
+        // The second time everything is there already.
+        promoted.iter().try_for_each(|(key, flow)| tables.insert(key, flow))?;
+        let claims = lab.bench.claims()?;
+        // One for their answers and one for where they are.
+        ensure!(claims == 2 * promoted.len(), "{} flows have {claims} claims", promoted.len());
+    }
+    // The program has copies of what was there before.
+    lab.bench.age(Duration::ZERO)?;
+    ensure!(goes_on(&mut lab)? == seen.len(), "not all flows are there again");
+    Ok(())
 }
 
 /// What a step expects of the SYN it sends, and is right to expect.

@@ -5,6 +5,7 @@
 //! sources are not at hand, as inside of a virtual machine. `LB_PACKET_EFFORT` is how much of the long tests to do,
 //! in percent: less where the machine is emulated, more to let the fuzzer run for hours.
 
+mod answers;
 mod budget;
 mod checksums;
 mod flood;
@@ -77,6 +78,7 @@ fn trials() -> Result<Vec<Trial>> {
         let mut number = 0..;
         trials.retain(|_| number.next().is_some_and(|number: usize| (number / 2).is_multiple_of(6)));
     }
+    trials.extend(answers::trials());
     trials.extend(budget::trials());
     trials.extend(checksums::trials());
     if effort()? >= 100 {

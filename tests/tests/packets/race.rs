@@ -28,6 +28,11 @@ pub(crate) fn trials() -> Vec<Trial> {
     ));
     trials.extend(trial_for_each_family(
         "race",
+        "a datagram and an answer that promote one flow at once both get through",
+        promoted_twice,
+    ));
+    trials.extend(trial_for_each_family(
+        "race",
         "a packet for which another CPU opened the flow is not sent to its own choice",
         flow_of_another,
     ));
@@ -134,20 +139,7 @@ fn agree(mut lab: Lab) -> Result<usize> {
     let frames: Vec<Vec<u8>> = (0..FLOWS)
         .map(|number| lab.frame(&tcp(format!("client:{}", 10_000 + number), "vip:80", "S")))
         .collect::<Result<_>>()?;
-    let barrier = Barrier::new(2);
-    let program: &Xdp = lab.bench.program()?;
-    let outs = thread::scope(|scope| {
-        let senders = [0, 1].map(|cpu| {
-            scope.spawn({
-                let (barrier, frames) = (&barrier, &frames);
-                move || send_all(program, frames, barrier, cpu)
-            })
-        });
-        senders
-            .map(|sender| sender.join().map_err(|_| anyhow!("a sender panicked"))?)
-            .into_iter()
-            .collect::<Result<Vec<_>>>()
-    })?;
+    let outs = send_from_two_cpus(lab.bench.program()?, [&frames, &frames])?;
     for (number, (one, other)) in outs[0].iter().zip(&outs[1]).enumerate() {
         ensure!(
             one == other,
@@ -160,6 +152,36 @@ fn agree(mut lab: Lab) -> Result<usize> {
     let counted = lab.bench.counts()?.sum("listener web", "new_flows");
     ensure!(counted == FLOWS as u64, "expected {FLOWS} new flows to be counted, found {counted}");
     Ok(sources.len())
+}
+
+/// The second datagram of a flow on one CPU and the first answer on another, at the same moment: each proves that the client exists, and
+/// finds the flow wherever the other has just put it.
+fn promoted_twice(family: Family) -> Result<()> {
+    let mut lab = Lab::new(ONE_BACKEND, "lb.max_connections = 4096", family)?;
+    let (mut datagrams, mut answers) = (Vec::new(), Vec::new());
+    for number in 0..FLOWS {
+        let datagram = lab.frame(&udp(format!("client:{}", 10_000 + number), "vip:80", "datagram"))?;
+        let out = lab.send(&datagram)?.frame;
+        answers.push(lab.answer_to(&out, "")?);
+        datagrams.push(datagram);
+    }
+    send_from_two_cpus(lab.bench.program()?, [&datagrams, &answers])?;
+    let flows = lab.bench.flows()?.len();
+    ensure!(flows == FLOWS, "expected {FLOWS} flows, found {flows}");
+    Ok(())
+}
+
+/// Runs the program on frames on two CPUs, the first of both at the same moment, and so on.
+fn send_from_two_cpus(program: &Xdp, frames: [&[Vec<u8>]; 2]) -> Result<Vec<Vec<Vec<u8>>>> {
+    let barrier = Barrier::new(2);
+    thread::scope(|scope| {
+        let barrier = &barrier;
+        let senders = [0, 1].map(|cpu| scope.spawn(move || send_all(program, frames[cpu], barrier, cpu)));
+        senders
+            .map(|sender| sender.join().map_err(|_| anyhow!("a sender panicked"))?)
+            .into_iter()
+            .collect::<Result<Vec<_>>>()
+    })
 }
 
 /// Runs the program on all frames, waiting for the other sender before each. On a machine with one CPU the two

@@ -1,9 +1,8 @@
-//! Whether a flow goes on: a pure function of what its halves show and of the limits.
+//! Whether a flow goes on: a pure function of what it shows and of the limits.
 
 use std::time::Duration;
 
-use lb_common::flow::{is_closing, is_half_open};
-use lb_common::{Address, Flow, FlowKey, PROTO_TCP};
+use lb_common::{Flow, FlowKey, PROTO_TCP};
 
 use super::Limits;
 use crate::dataplane::clock::Tick;
@@ -13,9 +12,6 @@ const HALF_OPEN: Duration = Duration::from_secs(lb_common::HALF_OPEN_S as u64);
 
 /// A TCP flow that both sides have closed, or that was cut, ends after this time.
 const CLOSING: Duration = Duration::from_secs(10);
-
-/// Half a flow whose other half is missing ends after this time: it may be in the making.
-pub(super) const ORPHAN: Duration = Duration::from_secs(5);
 
 /// What is to become of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,61 +26,33 @@ pub(super) enum Verdict {
     Reset,
 }
 
-/// Whether one half alone gives a reason to look at the whole flow.
-pub(super) fn is_noticed<A: Address>(key: &FlowKey<A>, half: &Flow<A>, now: Tick, limits: &Limits) -> bool {
-    let closed = half.seen & (Flow::<A>::FIN | Flow::<A>::RST) != 0;
-    let half_open = half.direction == Flow::<A>::TO_BACKEND && is_half_open(key.protocol, half.seen);
-    let patience = match () {
-        () if is_marked(half) => CLOSING,
-        () if limits.cut.contains(&half.backend) => return true,
-        () if half_open => HALF_OPEN,
-        () if closed => CLOSING,
-        () => idle_timeout(key, half, limits).min(if half.created == half.last_seen {
-            ORPHAN
-        } else {
-            Duration::MAX
-        }),
-    };
-    now.since(half.last_seen) >= patience
-}
-
-/// What is to become of a whole flow.
-pub(super) fn judge<A: Address>(
-    key: &FlowKey<A>,
-    to_backend: &Flow<A>,
-    to_client: &Flow<A>,
-    now: Tick,
-    limits: &Limits,
-) -> Verdict {
+/// What is to become of a flow.
+pub(super) fn judge<A>(key: &FlowKey<A>, flow: &Flow<A>, now: Tick, limits: &Limits) -> Verdict {
     // A packet may have passed just after `last_seen` was written: no flow ends before its time.
-    let at_least =
-        |half: &Flow<A>, lag: u8| now.since(half.last_seen).saturating_sub(Duration::from_secs(lag.into()));
-    let idle = at_least(to_backend, to_backend.lag_s()).min(at_least(to_client, to_client.lag_s()));
-    // What closes a connection is written down at once, whatever its other half still sends.
-    let closed_for = at_least(to_backend, 1).min(at_least(to_client, 1));
-    let over = |is_over| if is_over { Verdict::Over } else { Verdict::Lives };
-    let is_cut = limits.cut.contains(&to_backend.backend);
+    let idle = |lag: u8| now.since(flow.last_seen).saturating_sub(Duration::from_secs(lag.into()));
+    // What opens or closes a connection is written down at once, whatever the other side still sends.
+    let over = |patience| if idle(1) >= patience { Verdict::Over } else { Verdict::Lives };
+    let is_cut = limits.cut.contains(&flow.backend);
+    let is_marked = flow.flags & Flow::<A>::CUT != 0;
     match () {
         () if is_cut && key.protocol != PROTO_TCP => Verdict::Over,
-        () if is_cut && !(is_marked(to_backend) && is_marked(to_client)) => Verdict::Cut,
-        () if is_marked(to_backend) || is_marked(to_client) => over(closed_for >= CLOSING),
-        () if is_half_open(key.protocol, to_backend.seen) => over(at_least(to_backend, 1) >= HALF_OPEN),
-        () if is_closing(to_backend.seen, to_client.seen) => over(closed_for >= CLOSING),
-        () if idle < idle_timeout(key, to_backend, limits) => Verdict::Lives,
-        () if key.protocol == PROTO_TCP && limits.reset_on_idle.contains(&to_backend.listener) => {
-            Verdict::Reset
-        }
+        () if is_cut && !is_marked => Verdict::Cut,
+        () if is_marked => over(CLOSING),
+        () if flow.is_half_open(key.protocol) => over(HALF_OPEN),
+        () if flow.is_closing() => over(CLOSING),
+        () if idle(flow.lag_s()) < idle_timeout(key, flow, limits) => Verdict::Lives,
+        () if key.protocol == PROTO_TCP && limits.reset_on_idle.contains(&flow.listener) => Verdict::Reset,
         () => Verdict::Over,
     }
 }
 
-/// Whether the controller has ended it.
-const fn is_marked<A>(half: &Flow<A>) -> bool {
-    half.flags & Flow::<A>::CUT != 0
+/// Whether a flow that has not been promoted has ended. Nobody has proved that he is there to be told by a RST.
+pub(super) fn is_half_open_over<A>(key: &FlowKey<A>, flow: &Flow<A>, now: Tick, limits: &Limits) -> bool {
+    judge(key, flow, now, limits) != Verdict::Lives
 }
 
-fn idle_timeout<A>(key: &FlowKey<A>, half: &Flow<A>, limits: &Limits) -> Duration {
-    let timeouts = limits.listeners.get(&half.listener).copied().unwrap_or_default();
+fn idle_timeout<A>(key: &FlowKey<A>, flow: &Flow<A>, limits: &Limits) -> Duration {
+    let timeouts = limits.listeners.get(&flow.listener).copied().unwrap_or_default();
     if key.protocol == PROTO_TCP { timeouts.tcp } else { timeouts.udp }
 }
 
@@ -101,6 +69,7 @@ mod tests {
     const COPY_S: u8 = 4;
     const SYN: u8 = Flow::<Addr4>::SYN;
     const ESTABLISHED: u8 = Flow::<Addr4>::SYN | Flow::<Addr4>::ESTABLISHED;
+    const PICKED_UP: u8 = Flow::<Addr4>::ESTABLISHED;
     const FIN: u8 = ESTABLISHED | Flow::<Addr4>::FIN;
     const RST: u8 = ESTABLISHED | Flow::<Addr4>::RST;
 
@@ -108,62 +77,53 @@ mod tests {
         FlowKey { protocol, ..FlowKey::default() }
     }
 
-    /// A half that was made long ago and saw its last packet some seconds ago.
-    fn half(direction: u8, seen: u8, idle_s: u32) -> Flow<Addr4> {
-        let half = Flow { direction, seen, copy_s: COPY_S, ..Flow::default() };
-        // The packet came as late after `last_seen` was written as it could.
-        let last_seen = NOW - (idle_s + idle_s.min(1) * u32::from(half.lag_s())) * RATE;
-        Flow { last_seen, created: last_seen - 1000 * RATE, ..half }
+    /// A flow that was made long ago, has shown this in each direction and saw its last packet some seconds ago.
+    fn flow([seen_to_backend, seen_to_client]: [u8; 2], idle_s: u32) -> Flow<Addr4> {
+        silent(Flow { seen_to_backend, seen_to_client, copy_s: COPY_S, ..Flow::default() }, idle_s)
     }
 
-    /// Whether a flow is over, and whether the walk would have looked at it, from either half.
-    fn verdict(protocol: u8, (seen, idle_s): (u8, u32), (seen_back, idle_back_s): (u8, u32)) -> bool {
-        let (key, limits, now) = (key(protocol), Limits::default(), Tick::new(NOW, RATE));
-        let there = half(Flow::<Addr4>::TO_BACKEND, seen, idle_s);
-        let back = half(Flow::<Addr4>::TO_CLIENT, seen_back, idle_back_s);
-        judged(&key, &there, &back, now, &limits) == Verdict::Over
+    /// The same flow, silent since some seconds. Its last packet came as late after `last_seen` was written as it could.
+    fn silent(flow: Flow<Addr4>, idle_s: u32) -> Flow<Addr4> {
+        let last_seen = NOW - (idle_s + idle_s.min(1) * u32::from(flow.lag_s())) * RATE;
+        Flow { last_seen, created: last_seen - 1000 * RATE, ..flow }
     }
 
-    /// The verdict; the walk must look at any flow that does not simply go on.
-    fn judged(
-        key: &FlowKey<Addr4>,
-        there: &Flow<Addr4>,
-        back: &Flow<Addr4>,
-        now: Tick,
-        limits: &Limits,
-    ) -> Verdict {
-        let verdict = judge(key, there, back, now, limits);
-        let is_noticed = is_noticed(key, there, now, limits) || is_noticed(key, back, now, limits);
-        assert!(is_noticed || verdict == Verdict::Lives, "{verdict:?} must be noticed");
-        verdict
+    fn judged(protocol: u8, flow: &Flow<Addr4>, limits: &Limits) -> Verdict {
+        judge(&key(protocol), flow, Tick::new(NOW, RATE), limits)
+    }
+
+    fn is_over(protocol: u8, seen: [u8; 2], idle_s: u32) -> bool {
+        judged(protocol, &flow(seen, idle_s), &Limits::default()) == Verdict::Over
     }
 
     #[test]
     fn half_open_flows_end_after_five_seconds() {
-        assert!(!verdict(PROTO_TCP, (SYN, 4), (SYN, 4)));
-        assert!(
-            verdict(PROTO_TCP, (SYN, 5), (SYN, 0)),
-            "a backend that repeats its SYN-ACK keeps nothing alive"
-        );
+        for answer in [0, SYN, Flow::<Addr4>::RST] {
+            assert!(
+                !is_over(PROTO_TCP, [SYN, answer], 4) && is_over(PROTO_TCP, [SYN, answer], 5),
+                "{answer:#b}"
+            );
+        }
     }
 
     #[test]
-    fn established_flows_idle_out_by_the_younger_half() {
-        assert!(!verdict(PROTO_TCP, (ESTABLISHED, 359), (ESTABLISHED, 359)));
-        assert!(verdict(PROTO_TCP, (ESTABLISHED, 360), (ESTABLISHED, 360)));
-        assert!(!verdict(PROTO_TCP, (ESTABLISHED, 5000), (ESTABLISHED, 1)), "a long download");
-        assert!(!verdict(PROTO_UDP, (ESTABLISHED, 119), (0, 119)));
-        assert!(verdict(PROTO_UDP, (ESTABLISHED, 120), (0, 500)));
+    fn flows_that_are_not_promoted_may_stand_until_they_idle_out() {
+        assert!(!is_over(PROTO_TCP, [PICKED_UP, 0], 359) && is_over(PROTO_TCP, [PICKED_UP, 0], 360));
+        assert!(!is_over(PROTO_UDP, [SYN, 0], 119) && is_over(PROTO_UDP, [SYN, 0], 120));
+    }
+
+    #[test]
+    fn established_flows_idle_out() {
+        assert!(!is_over(PROTO_TCP, [ESTABLISHED; 2], 359) && is_over(PROTO_TCP, [ESTABLISHED; 2], 360));
+        assert!(!is_over(PROTO_UDP, [ESTABLISHED, 0], 119) && is_over(PROTO_UDP, [ESTABLISHED, 0], 120));
     }
 
     #[test]
     fn a_flow_may_have_gone_on_by_its_copy() {
-        let (limits, now, key) = (Limits::default(), Tick::new(NOW, RATE), key(PROTO_TCP));
-        let verdict = |copy_s, idle_s| {
+        let verdict = |copy_s, idle_s: u32| {
             let last_seen = NOW - idle_s * RATE;
-            let there = Flow { seen: ESTABLISHED, copy_s, last_seen, ..Flow::default() };
-            let back = Flow { direction: Flow::<Addr4>::TO_CLIENT, ..there };
-            judged(&key, &there, &back, now, &limits)
+            let flow = Flow { copy_s, last_seen, ..flow([ESTABLISHED; 2], 0) };
+            judged(PROTO_TCP, &flow, &Limits::default())
         };
         assert_eq!((verdict(4, 363), verdict(4, 364)), (Verdict::Lives, Verdict::Over));
         assert_eq!(
@@ -175,55 +135,55 @@ mod tests {
 
     #[test]
     fn closed_flows_end_after_ten_seconds() {
-        assert!(!verdict(PROTO_TCP, (FIN, 9), (FIN, 9)));
-        assert!(verdict(PROTO_TCP, (FIN, 10), (FIN, 10)));
-        assert!(!verdict(PROTO_TCP, (FIN, 10), (ESTABLISHED, 10)), "half closed is not closed");
-        assert!(verdict(PROTO_TCP, (ESTABLISHED, 10), (RST, 10)));
-        assert!(
-            !verdict(PROTO_TCP, (ESTABLISHED, 0), (RST, 30)),
-            "a forged RST does not end a flow that goes on"
-        );
+        assert!(!is_over(PROTO_TCP, [FIN; 2], 9) && is_over(PROTO_TCP, [FIN; 2], 10));
+        assert!(!is_over(PROTO_TCP, [FIN, ESTABLISHED], 10), "half closed is not closed");
+        // What ends it is written down at once.
+        let reset =
+            |idle_s: u32| Flow { last_seen: NOW - (idle_s + 1) * RATE, ..flow([ESTABLISHED, RST], 0) };
+        let verdict = |idle_s| judged(PROTO_TCP, &reset(idle_s), &Limits::default());
+        assert_eq!((verdict(9), verdict(10)), (Verdict::Lives, Verdict::Over));
+        assert!(!is_over(PROTO_TCP, [ESTABLISHED, RST], 0), "a forged RST does not end a flow that goes on");
     }
 
     #[test]
     fn flows_of_a_cut_backend_are_cut_once_and_end_when_they_fall_silent() {
         let limits = Limits { cut: BTreeSet::from([0]), ..Limits::default() };
-        let now = Tick::new(NOW, RATE);
-        let there = half(Flow::<Addr4>::TO_BACKEND, ESTABLISHED, 0);
-        let back = half(Flow::<Addr4>::TO_CLIENT, ESTABLISHED, 0);
-        assert_eq!(judged(&key(PROTO_UDP), &there, &back, now, &limits), Verdict::Over);
-        assert_eq!(judged(&key(PROTO_TCP), &there, &back, now, &limits), Verdict::Cut);
-        let cut = |flow: Flow<Addr4>| Flow { flags: Flow::<Addr4>::CUT, ..flow };
-        assert_eq!(judged(&key(PROTO_TCP), &cut(there), &back, now, &limits), Verdict::Cut, "half of a mark");
-        assert_eq!(judged(&key(PROTO_TCP), &cut(there), &cut(back), now, &limits), Verdict::Lives);
+        let established = flow([ESTABLISHED; 2], 0);
+        assert_eq!(judged(PROTO_UDP, &established, &limits), Verdict::Over);
+        assert_eq!(judged(PROTO_TCP, &established, &limits), Verdict::Cut);
+        let cut = |flow| Flow { flags: Flow::<Addr4>::CUT, ..flow };
+        assert_eq!(judged(PROTO_TCP, &cut(established), &limits), Verdict::Lives);
         for seen in [SYN, ESTABLISHED, RST] {
             // The program clears the RST bit when packets go on; the mark is what counts.
             // There are no copies of it.
-            let silent = |direction, idle_s| {
-                cut(Flow { last_seen: NOW - (idle_s + 1) * RATE, ..half(direction, seen, idle_s) })
-            };
-            let verdict = |idle_s| {
-                let (there, back) =
-                    (silent(Flow::<Addr4>::TO_BACKEND, idle_s), silent(Flow::<Addr4>::TO_CLIENT, idle_s));
-                judged(&key(PROTO_TCP), &there, &back, now, &limits)
-            };
+            let verdict = |idle_s| judged(PROTO_TCP, &silent(cut(flow([seen; 2], 0)), idle_s), &limits);
             assert_eq!((verdict(9), verdict(10)), (Verdict::Lives, Verdict::Over), "seen {seen:#b}");
         }
+        assert_eq!(
+            judged(PROTO_TCP, &silent(cut(established), 10), &Limits::default()),
+            Verdict::Over,
+            "its backend is there again"
+        );
     }
 
     #[test]
     fn established_flows_are_reset_on_idle_where_the_listener_says_so() {
         let limits = Limits { reset_on_idle: BTreeSet::from([0]), ..Limits::default() };
-        let now = Tick::new(NOW, RATE);
-        let verdict = |protocol, seen, idle_s| {
-            let there = half(Flow::<Addr4>::TO_BACKEND, seen, idle_s);
-            let back = half(Flow::<Addr4>::TO_CLIENT, seen, idle_s);
-            judged(&key(protocol), &there, &back, now, &limits)
-        };
+        let verdict = |protocol, seen, idle_s| judged(protocol, &flow([seen; 2], idle_s), &limits);
         assert_eq!(verdict(PROTO_TCP, ESTABLISHED, 359), Verdict::Lives);
         assert_eq!(verdict(PROTO_TCP, ESTABLISHED, 360), Verdict::Reset);
         assert_eq!(verdict(PROTO_TCP, SYN, 360), Verdict::Over, "nobody to tell");
         assert_eq!(verdict(PROTO_TCP, FIN, 360), Verdict::Over, "both sides know");
         assert_eq!(verdict(PROTO_UDP, ESTABLISHED, 360), Verdict::Over);
+    }
+
+    #[test]
+    fn what_is_not_promoted_ends_where_others_would_be_told() {
+        let now = Tick::new(NOW, RATE);
+        let is_over = |flow, limits: &Limits| is_half_open_over(&key(PROTO_TCP), &flow, now, limits);
+        let cut = Limits { cut: BTreeSet::from([0]), ..Limits::default() };
+        assert!(is_over(flow([SYN, SYN], 0), &cut) && !is_over(flow([SYN, SYN], 0), &Limits::default()));
+        let reset = Limits { reset_on_idle: BTreeSet::from([0]), ..Limits::default() };
+        assert!(is_over(flow([PICKED_UP, 0], 360), &reset) && !is_over(flow([PICKED_UP, 0], 359), &reset));
     }
 }

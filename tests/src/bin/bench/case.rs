@@ -62,7 +62,7 @@ impl Subject {
             Self::ToClient(transport, service) => {
                 format!("established {}, to the client, snat {}", transport.name(), service.snat_word())
             }
-            Self::New(transport) => format!("new {} flow, SNAT port and both halves", transport.name()),
+            Self::New(transport) => format!("new {} flow, SNAT port and both directions", transport.name()),
             Self::SynFlood => "flood of SYNs, each ends an older one".to_owned(),
             Self::NotOurs => "not ours, to the kernel".to_owned(),
             Self::Denied => "dropped: from a denied source".to_owned(),

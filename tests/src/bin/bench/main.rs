@@ -50,7 +50,7 @@ fn main() -> Result<()> {
     stay_on(cpus.own)?;
     eprintln!("making {} flows of each family", case::MANY);
     let mut bench = Bench::prepare(&options.object, &host, ["idle0", "idle1"])?;
-    let cases = Case::all(bench.ring());
+    let cases = Case::all(bench.ring()?);
     // All others are measured in units of the hot ones.
     let is_chosen =
         |case: &Case| options.flows.is_empty() || case.flows == 1 || options.flows.contains(&case.flows);

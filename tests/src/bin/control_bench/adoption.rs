@@ -1,20 +1,22 @@
 //! A new controller that takes over maps with many flows.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Map, MapData};
-use lb_common::{Addr4, Flow, FlowKey};
+use anyhow::{Context as _, Result};
+use lb_common::{Addr4, Flow, FlowKey, PROTO_UDP};
+use lb_tests::flow_tables::FlowTables;
 use lb_tests::netns::{Config, Family, Lab, Lb, traffic, wait};
 
-use crate::flows::{AHEAD, Connections, fill, like};
+use crate::flows::{AHEAD, fill, like};
 use crate::idle::{self, PATIENCE};
 use crate::report::Report;
 
 /// The port of both echo services.
 const ECHO: u16 = 7;
 
-type Half = (FlowKey<Addr4>, Flow<Addr4>);
+/// Where the balancer pins its maps.
+const PINS: &str = "/sys/fs/bpf/lb";
 
 /// Measures with so many flows, all of which have to be there before and after.
 pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()> {
@@ -61,25 +63,17 @@ fn wait_for_flows(lb: &Lb, flows: u32) -> Result<()> {
     })
 }
 
-/// Inserts as many flows like the one that is there.
+/// Enters as many flows like the one that is there.
 fn multiply(flows: u32) -> Result<()> {
-    let map = MapData::from_pin("/sys/fs/bpf/lb/connections_v4").context("cannot open the pinned flows")?;
-    let mut connections: Connections = Map::HashMap(map).try_into()?;
-    let halves: Vec<Half> = connections.iter().collect::<Result<_, _>>()?;
-    let of = |direction| {
-        let half = halves.iter().find(|(key, half)| is_echo(key) && half.direction == direction);
-        half.copied().context("the real flow is not there")
-    };
-    let (to, back) = (of(Flow::<Addr4>::TO_BACKEND)?, of(Flow::<Addr4>::TO_CLIENT)?);
-    ensure!(to.1.other_half(to.0.protocol) == back.0, "these are halves of two flows: {to:?}, {back:?}");
-    let young = |(key, half): Half| {
-        let stamp = half.last_seen.wrapping_add(AHEAD);
-        (key, Flow { created: stamp, last_seen: stamp, ..half })
-    };
-    fill(&mut connections, flows, |number| like(number, young(to), young(back)))
+    let mut tables = FlowTables::<Addr4>::pinned(Path::new(PINS))?;
+    let real = tables.promoted()?.into_iter().find(|(key, _)| is_echo(key));
+    let (key, flow) = real.context("the real flow is not there")?;
+    let stamp = flow.last_seen.wrapping_add(AHEAD);
+    let young = Flow { created: stamp, last_seen: stamp, ..flow };
+    fill(&mut tables, flows, |number| like(number, (key, young)))
 }
 
-/// Whether it is a tuple of the UDP echo service.
+/// Whether it is a tuple of the UDP echo service's clients.
 fn is_echo(key: &FlowKey<Addr4>) -> bool {
-    key.protocol == lb_common::PROTO_UDP && (key.destination_port == ECHO || key.source_port == ECHO)
+    key.protocol == PROTO_UDP && key.destination_port == ECHO
 }

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{Addr4, Address as _, Flow, FlowKey, NextHop, PROTO_UDP};
+use lb_tests::flow_tables::FlowTables;
 use lb_tests::plane_maps::map_of;
 use lb_tests::report::Goal;
 use lb_userspace::dataplane::{Collector, Dataplane, Limits, LoadOptions};
@@ -26,22 +26,29 @@ const FIRST_PORT: u16 = 10_000;
 pub(crate) const AHEAD: u32 = 1 << 20;
 /// Ticks after which every flow has idled out.
 const LONG_AGO: u32 = 1 << 24;
+/// Bytes of a bucket of the kernel's hash maps (`struct bucket` in kernel/bpf/hashtab.c, Linux 6.1 to 6.18), of which there are as many as
+/// entries, rounded up to a power of two.
+const KERNEL_BUCKET: f64 = 16.0;
 /// XDP_TX
 const TX: u32 = 3;
 
-pub(crate) type Connections = HashMap<MapData, FlowKey<Addr4>, Flow<Addr4>>;
+/// A flow, with the tuple of its client's packets.
+pub(crate) type Entry = (FlowKey<Addr4>, Flow<Addr4>);
 
 /// Measures with so many flows.
 pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()> {
     let mut plane = Plane::load(flows)?;
-    let mut connections = plane.connections()?;
+    let mut tables = FlowTables::of(plane.dataplane.ebpf())?;
     let now = tick(&mut plane.dataplane)?;
     let live = |number| udp_flow(number, now.wrapping_add(AHEAD));
     // Once: what is freed later is given back in the background, and would be taken for less that is taken.
-    let (kernel, counted) = (memory::of_kernel()?, memory::of_map(&plane.map()?)?);
-    fill(&mut connections, flows, live)?;
+    let (kernel, counted) = (memory::of_kernel()?, plane.counted()?);
+    fill(&mut tables, flows, live)?;
     let kernel = (memory::of_kernel()? - kernel) / f64::from(flows);
-    let counted = (memory::of_map(&plane.map()?)? - counted) / f64::from(flows);
+    let counted = (plane.counted()? - counted) / f64::from(flows);
+    // Made when the maps are: for every flow that there may ever be, half-open ones included, but for the kernel's own buckets.
+    let kernels = f64::from(flows.next_power_of_two()) * KERNEL_BUCKET / f64::from(flows);
+    let tables_share = tables.bucket_bytes() as f64 / f64::from(tables.flows_at_most()) + kernels;
     report.add(
         format!("kernel memory, empty, with room for {flows} flows of each family"),
         "bytes",
@@ -49,17 +56,26 @@ pub(crate) fn measure(report: &mut Report, flows: u32, rounds: u32) -> Result<()
     );
     report.add("kernel memory for a flow, counted", "bytes", vec![counted]);
     report.add("kernel memory for a flow, as they come", "bytes", vec![kernel]);
-    // Where others give memory back meanwhile, the kernel holds less than the map does.
-    report.reach(Goal::FlowMemory, kernel.max(counted));
+    report.add(
+        "its share of the buckets that lead to flows, which are there from the start",
+        "bytes",
+        vec![tables_share],
+    );
+    // Where others give memory back meanwhile, the kernel holds less than the maps do.
+    report.reach(Goal::FlowMemory, kernel.max(counted) + tables_share);
 
     latencies(report, &mut plane, flows)?;
     let (mut walks, mut ends) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        fill(&mut connections, flows, live)?;
+        fill(&mut tables, flows, live)?;
         walks.push(plane.sweep(u64::from(flows))?);
-        fill(&mut connections, flows, |number| udp_flow(number, now.wrapping_sub(LONG_AGO)))?;
+        fill(&mut tables, flows, |number| udp_flow(number, now.wrapping_sub(LONG_AGO)))?;
         ends.push(plane.sweep(0)?);
-        ensure!(connections.keys().next().is_none(), "flows that have idled out are still there");
+        let (left, claims) = (tables.promoted()?.len(), tables.claims()?);
+        ensure!(
+            (left, claims) == (0, 0),
+            "{left} flows that have idled out are still there, and {claims} claims"
+        );
     }
     report.add_times(format!("a walk over {flows} flows, none of which ends"), &walks);
     report.add_times(format!("a walk over {flows} flows that ends them all"), &ends);
@@ -83,12 +99,11 @@ impl Plane {
         Ok(Self { dataplane, collector, bytes: memory::of_kernel()? - before })
     }
 
-    fn map(&mut self) -> Result<MapData> {
-        map_of(&self.dataplane.program()?.info()?, "connections_v4")
-    }
-
-    fn connections(&mut self) -> Result<Connections> {
-        Map::HashMap(self.map()?).try_into().context("`connections_v4` is no hash map")
+    /// What the kernel says that the maps hold which grow with flows.
+    fn counted(&mut self) -> Result<f64> {
+        let ebpf = self.dataplane.ebpf();
+        let of = |name| memory::of_map(&map_of(ebpf, name)?);
+        Ok(of("connections_v4")? + of("answers_more_v4")?)
     }
 
     /// How long a walk takes, which has to find so many flows.
@@ -106,8 +121,10 @@ impl Plane {
 fn latencies(report: &mut Report, plane: &mut Plane, flows: u32) -> Result<()> {
     let frame = frame();
     let Plane { dataplane, collector, .. } = plane;
-    // A SNAT address, else the packet is none of ours.
-    dataplane.maps.set_vip(&answer(0).destination.widen(), 0)?;
+    // Addresses of ours, else the packet is no answer.
+    for address in [answer(0).source, answer(0).destination] {
+        dataplane.maps.set_vip(&address.widen(), 0)?;
+    }
     let quiet = Latencies::of(dataplane, &frame, Duration::from_secs(3), &AtomicBool::new(true))?;
     quiet.tell(report, "while nothing walks");
     let walking = AtomicBool::new(true);
@@ -156,54 +173,32 @@ fn answer(number: u32) -> FlowKey<Addr4> {
     }
 }
 
-/// One flow: two halves, each under its key.
-pub(crate) type Halves = [(FlowKey<Addr4>, Flow<Addr4>); 2];
-
-/// Inserts so many flows.
-pub(crate) fn fill(map: &mut Connections, flows: u32, flow: impl Fn(u32) -> Halves) -> Result<()> {
-    for (key, half) in (0..flows).flat_map(flow) {
-        map.insert(key, half, 0).context("cannot write a connection map")?;
-    }
-    Ok(())
+/// Enters so many flows; those that are there already become as these are.
+pub(crate) fn fill(tables: &mut FlowTables<Addr4>, flows: u32, flow: impl Fn(u32) -> Entry) -> Result<()> {
+    (0..flows).map(flow).try_for_each(|(key, flow)| tables.insert(&key, &flow))
 }
 
 /// A flow that saw its last packet at this tick.
-fn udp_flow(number: u32, stamp: u32) -> Halves {
+fn udp_flow(number: u32, stamp: u32) -> Entry {
     let client = NextHop { ifindex: 1, peer: [2, 0, 0, 0, 0, 1], local: [2, 0, 0, 0, 0, 2] };
-    let half = Flow {
+    let flow = Flow {
+        destination: answer(number).source,
+        destination_port: answer(number).source_port,
         client,
-        seen: Flow::<Addr4>::ESTABLISHED,
+        seen_to_backend: Flow::<Addr4>::ESTABLISHED,
+        seen_to_client: Flow::<Addr4>::ESTABLISHED,
         created: stamp,
         last_seen: stamp,
         ..Flow::default()
     };
-    like(number, (key(number), half), (answer(number), half))
+    like(number, (key(number), flow))
 }
 
-/// The flow of this number: its tuples, and all else as these halves have it.
-pub(crate) fn like(
-    number: u32,
-    (to, to_backend): (FlowKey<Addr4>, Flow<Addr4>),
-    (back, to_client): (FlowKey<Addr4>, Flow<Addr4>),
-) -> Halves {
-    let to = FlowKey { source: key(number).source, source_port: key(number).source_port, ..to };
-    let back = FlowKey {
-        destination: answer(number).destination,
-        destination_port: answer(number).destination_port,
-        ..back
-    };
-    let towards = |half: Flow<Addr4>, from: FlowKey<Addr4>, direction| Flow {
-        source: from.destination,
-        destination: from.source,
-        source_port: from.destination_port,
-        destination_port: from.source_port,
-        direction,
-        ..half
-    };
-    [
-        (to, towards(to_backend, back, Flow::<Addr4>::TO_BACKEND)),
-        (back, towards(to_client, to, Flow::<Addr4>::TO_CLIENT)),
-    ]
+/// The flow of this number: its own client and its own source at the backend, and all else as this one has it.
+pub(crate) fn like(number: u32, (client, flow): Entry) -> Entry {
+    let (own, answers) = (key(number), answer(number));
+    let client = FlowKey { source: own.source, source_port: own.source_port, ..client };
+    (client, Flow { source: answers.destination, source_port: answers.destination_port, ..flow })
 }
 
 /// An answer of the first flow's backend: Ethernet, IPv4, UDP, no checksums, which the program does not look at.

@@ -1,0 +1,159 @@
+//! Part of finding a flow and of a new one: whose is an answer? Its tuple is claimed for the flow before that is entered
+//! anywhere, and given back when the flow is gone; so two flows never have the same answers, and a SNAT port is nobody else's.
+//!
+//! A claim names the tuple of the client's packets, and whoever finds it compares what the flow of that tuple says of its answers.
+
+use core::ptr;
+
+use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, bucket_of, claim_of, claim_word, tag_of};
+use lb_common::cache::{split_ports, wire_ports};
+use lb_common::{Address, FlowKey, Reason};
+
+use crate::bucket::{self, Gate, hash_of};
+use crate::family::Family;
+use crate::maps::{ANSWER_BUCKETS, BPF_NOEXIST, EEXIST};
+
+/// Whether the tuple of an answer is claimed, and by whom: then `client` becomes the tuple of that client's packets.
+#[inline(always)]
+pub(crate) fn client_of<F: Family>(answer: &FlowKey<F::Addr>, client: &mut FlowKey<F::Addr>) -> bool {
+    client_by::<F>(hash_of(answer), answer, client)
+}
+
+/// The same where the hash is at hand.
+#[inline(always)]
+pub(crate) fn client_by<F: Family>(
+    hash: u64,
+    answer: &FlowKey<F::Addr>,
+    client: &mut FlowKey<F::Addr>,
+) -> bool {
+    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else { return false };
+    // SAFETY: `bucket` points into a map.
+    let (claim, way) = unsafe { bucket::find(bucket.cast(), tag_of(hash)) };
+    if claim == 0 {
+        return client_elsewhere::<F>(bucket.cast(), answer, client);
+    }
+    // SAFETY: as above, and `way` is less than there are. If the claim is taken away and another made meanwhile, the client is a
+    // mixture, and no flow of it has such answers. A tuple begins with both addresses.
+    unsafe {
+        let addresses = (&raw const (*bucket).clients).cast::<[F::Addr; 2]>().add(way);
+        ptr::from_mut(client).cast::<[F::Addr; 2]>().copy_from_nonoverlapping(addresses, 1);
+    }
+    let (source_port, destination_port) = split_ports(claim_word(claim));
+    client.source_port = u16::from_be(source_port);
+    client.destination_port = u16::from_be(destination_port);
+    client.protocol = answer.protocol;
+    client._pad = [0; 3];
+    true
+}
+
+/// The same of a claim that found its bucket full. The gate is the first word of the bucket.
+#[inline(always)]
+fn client_elsewhere<F: Family>(
+    gate: *const u64,
+    answer: &FlowKey<F::Addr>,
+    client: &mut FlowKey<F::Addr>,
+) -> bool {
+    // SAFETY: an aligned word in a map.
+    if unsafe { gate.read_volatile() } & GATE_OVERFLOWED == 0 {
+        return false;
+    }
+    // SAFETY: entries are never changed, and stay readable during this run of the program (RCU).
+    let Some(found) = (unsafe { F::answers_more().get(answer) }) else { return false };
+    *client = *found;
+    true
+}
+
+/// Has the processor fetch what [`claim`] needs, and gives the hash that it wants.
+#[inline(always)]
+pub(crate) fn fetch<F: Family>(answer: &FlowKey<F::Addr>) -> u64 {
+    let hash = hash_of(answer);
+    if let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) {
+        // SAFETY: an aligned word in a map.
+        unsafe { bucket.cast::<u64>().read_volatile() };
+    }
+    hash
+}
+
+/// Claims the tuple of the answers of a client's flow, which has this hash. `false` if it is claimed already; once in a billion of times, if one that
+/// looks like it in the same bucket is; and, unless it `insists`, where the bucket is full.
+#[inline(always)]
+pub(crate) fn claim<F: Family>(
+    answer: &FlowKey<F::Addr>,
+    client: &FlowKey<F::Addr>,
+    hash: u64,
+    insists: bool,
+) -> Result<bool, Reason> {
+    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else {
+        return Err(Reason::ConnectionsFull);
+    };
+    // SAFETY: `bucket` points into a map.
+    let claims = unsafe { &raw mut (*bucket).claims };
+    // SAFETY: as above.
+    let Some(mut gate) = (unsafe { Gate::hold(&raw mut (*bucket).gate) }) else {
+        return Ok(false);
+    };
+    let tag = tag_of(hash);
+    // SAFETY: as above.
+    let (claimed, way) = unsafe { (bucket::find(bucket.cast(), tag).0, bucket::free(bucket.cast())) };
+    // SAFETY: only whether there is one.
+    let is_elsewhere = gate.bits & GATE_OVERFLOWED != 0 && unsafe { F::answers_more().get(answer) }.is_some();
+    let result = if claimed != 0 || is_elsewhere {
+        Ok(false)
+    } else if way < BUCKET_WAYS {
+        // SAFETY: one of the clients; nobody reads it before there is its claim.
+        unsafe {
+            let clients = (&raw mut (*bucket).clients).cast::<[F::Addr; 2]>();
+            *clients.add(way) = [client.source, client.destination];
+            bucket::set(claims, way, claim_of(tag, ports_of(client)));
+        }
+        Ok(true)
+    } else if !insists {
+        Ok(false)
+    } else {
+        gate.bits |= GATE_OVERFLOWED;
+        match F::answers_more().insert(answer, client, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(EEXIST) => Ok(false),
+            Err(_) => Err(Reason::ConnectionsFull),
+        }
+    };
+    gate.leave();
+    result
+}
+
+/// Gives the tuple back. Whoever ends a flow does so once it is gone.
+#[inline(never)]
+pub(crate) fn give_back<F: Family>(answer: &FlowKey<F::Addr>, client: &FlowKey<F::Addr>) {
+    let hash = hash_of(answer);
+    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else { return };
+    // SAFETY: `bucket` points into a map.
+    let claims = unsafe { &raw mut (*bucket).claims };
+    let tag = tag_of(hash);
+    // SAFETY: as above.
+    let (claim, way) = unsafe { bucket::find(bucket.cast(), tag) };
+    if claim == claim_of(tag, ports_of(client)) {
+        // SAFETY: as in `client_of`.
+        unsafe {
+            let [source, destination] = *(&raw const (*bucket).clients).cast::<[F::Addr; 2]>().add(way);
+            if source.is(client.source) && destination.is(client.destination) {
+                bucket::take_away(claims.cast::<u64>().add(way), claim);
+            }
+        }
+        return;
+    }
+    // SAFETY: as in `client_elsewhere`.
+    let is_elsewhere = unsafe {
+        bucket.cast::<u64>().read_volatile() & GATE_OVERFLOWED != 0
+            && F::answers_more().get(answer).is_some_and(|found| found.is(client))
+    };
+    if is_elsewhere {
+        // It may be gone already.
+        let _ = F::answers_more().remove(answer);
+    }
+}
+
+/// The word of a client's claim.
+#[inline(always)]
+const fn ports_of<A>(client: &FlowKey<A>) -> u32 {
+    wire_ports(client.source_port, client.destination_port)
+}
