@@ -7,21 +7,16 @@ use core::ptr;
 
 use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, bucket_of, claim_of, claim_word, tag_of};
 use lb_common::cache::{split_ports, wire_ports};
-use lb_common::{Address, FlowKey, Reason};
+use lb_common::{Address, FlowBucket, FlowKey, Reason};
 
+use crate::atomic;
 use crate::bucket::{self, Gate, hash_of};
 use crate::family::Family;
 use crate::maps::{ANSWER_BUCKETS, BPF_NOEXIST, EEXIST};
 
-/// Whether the tuple of an answer is claimed, and by whom: then `client` becomes the tuple of that client's packets.
+/// Whether the tuple of an answer, which has this hash, is claimed, and by whom: then `client` becomes the tuple of that client's packets.
 #[inline(always)]
-pub(crate) fn client_of<F: Family>(answer: &FlowKey<F::Addr>, client: &mut FlowKey<F::Addr>) -> bool {
-    client_by::<F>(hash_of(answer), answer, client)
-}
-
-/// The same where the hash is at hand.
-#[inline(always)]
-pub(crate) fn client_by<F: Family>(
+pub(crate) fn client_of<F: Family>(
     hash: u64,
     answer: &FlowKey<F::Addr>,
     client: &mut FlowKey<F::Addr>,
@@ -46,15 +41,15 @@ pub(crate) fn client_by<F: Family>(
     true
 }
 
-/// The same of a claim that found its bucket full. The gate is the first word of the bucket.
+/// The same of a claim that found its bucket full.
 #[inline(always)]
 fn client_elsewhere<F: Family>(
-    gate: *const u64,
+    bucket: *const FlowBucket,
     answer: &FlowKey<F::Addr>,
     client: &mut FlowKey<F::Addr>,
 ) -> bool {
-    // SAFETY: an aligned word in a map.
-    if unsafe { gate.read_volatile() } & GATE_OVERFLOWED == 0 {
+    // SAFETY: `bucket` points into a map.
+    if unsafe { bucket::gate(bucket) } & GATE_OVERFLOWED == 0 {
         return false;
     }
     // SAFETY: entries are never changed, and stay readable during this run of the program (RCU).
@@ -68,14 +63,14 @@ fn client_elsewhere<F: Family>(
 pub(crate) fn fetch<F: Family>(answer: &FlowKey<F::Addr>) -> u64 {
     let hash = hash_of(answer);
     if let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) {
-        // SAFETY: an aligned word in a map.
-        unsafe { bucket.cast::<u64>().read_volatile() };
+        // SAFETY: `bucket` points into a map.
+        unsafe { bucket::gate(bucket.cast()) };
     }
     hash
 }
 
-/// Claims the tuple of the answers of a client's flow, which has this hash. `false` if it is claimed already; once in a billion of times, if one that
-/// looks like it in the same bucket is; and, unless it `insists`, where the bucket is full.
+/// Claims the tuple of the answers of a client's flow, which has this hash. `false` if it is claimed already; once in a billion of
+/// times, if one that looks like it in the same bucket is; and, unless it `insists`, where the bucket is full.
 #[inline(always)]
 pub(crate) fn claim<F: Family>(
     answer: &FlowKey<F::Addr>,
@@ -87,16 +82,14 @@ pub(crate) fn claim<F: Family>(
         return Err(Reason::ConnectionsFull);
     };
     // SAFETY: `bucket` points into a map.
-    let claims = unsafe { &raw mut (*bucket).claims };
-    // SAFETY: as above.
-    let Some(mut gate) = (unsafe { Gate::hold(&raw mut (*bucket).gate) }) else {
+    let Some(mut gate) = (unsafe { Gate::hold(bucket.cast()) }) else {
         return Ok(false);
     };
     let tag = tag_of(hash);
     // SAFETY: as above.
     let (claimed, way) = unsafe { (bucket::find(bucket.cast(), tag).0, bucket::free(bucket.cast())) };
     // SAFETY: only whether there is one.
-    let is_elsewhere = gate.bits & GATE_OVERFLOWED != 0 && unsafe { F::answers_more().get(answer) }.is_some();
+    let is_elsewhere = gate.has(GATE_OVERFLOWED) && unsafe { F::answers_more().get(answer) }.is_some();
     let result = if claimed != 0 || is_elsewhere {
         Ok(false)
     } else if way < BUCKET_WAYS {
@@ -104,13 +97,13 @@ pub(crate) fn claim<F: Family>(
         unsafe {
             let clients = (&raw mut (*bucket).clients).cast::<[F::Addr; 2]>();
             *clients.add(way) = [client.source, client.destination];
-            bucket::set(claims, way, claim_of(tag, ports_of(client)));
+            atomic::publish(bucket::claim_at(bucket.cast(), way), claim_of(tag, ports_of(client)));
         }
         Ok(true)
     } else if !insists {
         Ok(false)
     } else {
-        gate.bits |= GATE_OVERFLOWED;
+        gate.note(GATE_OVERFLOWED);
         match F::answers_more().insert(answer, client, BPF_NOEXIST) {
             Ok(()) => Ok(true),
             Err(EEXIST) => Ok(false),
@@ -126,24 +119,22 @@ pub(crate) fn claim<F: Family>(
 pub(crate) fn give_back<F: Family>(answer: &FlowKey<F::Addr>, client: &FlowKey<F::Addr>) {
     let hash = hash_of(answer);
     let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else { return };
-    // SAFETY: `bucket` points into a map.
-    let claims = unsafe { &raw mut (*bucket).claims };
     let tag = tag_of(hash);
-    // SAFETY: as above.
+    // SAFETY: `bucket` points into a map.
     let (claim, way) = unsafe { bucket::find(bucket.cast(), tag) };
     if claim == claim_of(tag, ports_of(client)) {
         // SAFETY: as in `client_of`.
         unsafe {
             let [source, destination] = *(&raw const (*bucket).clients).cast::<[F::Addr; 2]>().add(way);
             if source.is(client.source) && destination.is(client.destination) {
-                bucket::take_away(claims.cast::<u64>().add(way), claim);
+                bucket::change(bucket::claim_at(bucket.cast(), way), claim, 0);
             }
         }
         return;
     }
     // SAFETY: as in `client_elsewhere`.
     let is_elsewhere = unsafe {
-        bucket.cast::<u64>().read_volatile() & GATE_OVERFLOWED != 0
+        bucket::gate(bucket.cast()) & GATE_OVERFLOWED != 0
             && F::answers_more().get(answer).is_some_and(|found| found.is(client))
     };
     if is_elsewhere {

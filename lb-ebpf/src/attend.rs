@@ -133,7 +133,7 @@ fn learn_client<A: Address>(
         return Ok(());
     }
     flow.client = sender;
-    flow.mtu = mtu_of(frame);
+    flow.mtu = mtu_to_client(flow);
     cache::outdate(client);
     cache::outdate(&flow.answers(client.protocol));
     Ok(())
@@ -204,10 +204,4 @@ pub(crate) fn shown<A: Address>(packet: &Packet<A>) -> u8 {
         () if flags & TCP_FIN != 0 => Flow::<A>::ESTABLISHED | Flow::<A>::FIN,
         () => Flow::<A>::ESTABLISHED,
     }
-}
-
-/// MTU of the link that a frame came by; 0 when unknown.
-#[inline(always)]
-fn mtu_of(frame: &Frame) -> u16 {
-    frame.interface().map_or(0, |interface| interface.mtu)
 }

@@ -18,14 +18,44 @@ pub(crate) fn hash_of<A: Address>(key: &FlowKey<A>) -> u64 {
     Tuple::of(key).hash()
 }
 
-/// The claims of a bucket in a map.
-pub(crate) type Claims = *mut [u64; BUCKET_WAYS];
+/// A claim of a bucket.
+///
+/// # Safety
+///
+/// `bucket` must point to a bucket in a map, of whatever kind: all begin with gate and claims. `way` must be less than [`BUCKET_WAYS`].
+#[inline(always)]
+pub(crate) const unsafe fn claim_at(bucket: *mut FlowBucket, way: usize) -> *mut u64 {
+    // SAFETY: the caller vouches for both.
+    unsafe { (&raw mut (*bucket).claims).cast::<u64>().add(way) }
+}
+
+/// Makes a claim another one, or none (0), if it is what it is taken for; whether it was.
+///
+/// # Safety
+///
+/// `at` must point to a claim of a bucket in a map.
+#[inline(always)]
+pub(crate) unsafe fn change(at: *mut u64, from: u64, to: u64) -> bool {
+    // SAFETY: the caller vouches for the address.
+    unsafe { atomic::compare_exchange(at, from, to) == from }
+}
+
+/// The bits of a bucket's gate. Whoever reads them early has the processor fetch the bucket.
+///
+/// # Safety
+///
+/// As for [`find`].
+#[inline(always)]
+pub(crate) unsafe fn gate(bucket: *const FlowBucket) -> u64 {
+    // SAFETY: an aligned word in a map.
+    unsafe { (&raw const (*bucket).gate).read_volatile() }
+}
 
 /// The claim with this tag, and which of them it is. 0: there is none.
 ///
 /// # Safety
 ///
-/// `bucket` must point to a bucket in a map, of whatever kind: all begin with gate and claims.
+/// As for [`claim_at`].
 #[inline(always)]
 pub(crate) unsafe fn find(bucket: *mut FlowBucket, tag: u32) -> (u64, usize) {
     let way = unbounded(claim_with_tag(bucket, tag));
@@ -33,7 +63,7 @@ pub(crate) unsafe fn find(bucket: *mut FlowBucket, tag: u32) -> (u64, usize) {
         return (0, 0);
     }
     // SAFETY: one of the claims. It may have become another one since.
-    let claim = unsafe { (&raw const (*bucket).claims).cast::<u64>().add(way).read_volatile() };
+    let claim = unsafe { claim_at(bucket, way).read_volatile() };
     if claim_tag(claim) == tag { (claim, way) } else { (0, 0) }
 }
 
@@ -94,33 +124,11 @@ fn first(bucket: *const FlowBucket, is_wanted: impl Fn(u64) -> bool) -> u32 {
     BUCKET_WAYS as u32
 }
 
-/// Makes a claim that is free, or is to be replaced, another one. What belongs to it has been written.
-///
-/// # Safety
-///
-/// As for [`find`]; `way` must be less than [`BUCKET_WAYS`], and the gate must be held.
-#[inline(always)]
-pub(crate) unsafe fn set(claims: Claims, way: usize, claim: u64) {
-    // SAFETY: one of the claims.
-    unsafe { atomic::publish(claims.cast::<u64>().add(way), claim) };
-}
-
-/// Takes a claim away, unless it has become another one.
-///
-/// # Safety
-///
-/// `at` must point to one of the claims of a bucket in a map.
-#[inline(always)]
-pub(crate) unsafe fn take_away(at: *mut u64, claim: u64) {
-    // SAFETY: the caller vouches for the address.
-    unsafe { atomic::compare_exchange(at, claim, 0) };
-}
-
 /// A bucket to which only this CPU may add claims.
 pub(crate) struct Gate {
     word: *mut u64,
     /// Its bits, but for [`GATE_HELD`].
-    pub(crate) bits: u64,
+    bits: u64,
 }
 
 impl Gate {
@@ -129,10 +137,12 @@ impl Gate {
     ///
     /// # Safety
     ///
-    /// `word` must point to the gate of a bucket in a map.
+    /// As for [`find`].
     #[inline(always)]
-    pub(crate) unsafe fn hold(word: *mut u64) -> Option<Self> {
+    pub(crate) unsafe fn hold(bucket: *mut FlowBucket) -> Option<Self> {
         // SAFETY: the caller vouches for the address.
+        let word = unsafe { &raw mut (*bucket).gate };
+        // SAFETY: as above.
         let bits = unsafe { try_hold(word) };
         if bits & GATE_HELD == 0 {
             return Some(Self { word, bits });
@@ -142,6 +152,12 @@ impl Gate {
         unsafe { bpf_loop(TRIES, ask_again as *mut c_void, (&raw mut waiting).cast(), 0) };
         let Waiting { bits, .. } = waiting;
         (bits & GATE_HELD == 0).then_some(Self { word, bits })
+    }
+
+    /// Whether it has any of these bits.
+    #[inline(always)]
+    pub(crate) const fn has(&self, bits: u64) -> bool {
+        self.bits & bits != 0
     }
 
     /// Sets bits that others see before what is written next.
@@ -164,7 +180,7 @@ impl Gate {
 ///
 /// # Safety
 ///
-/// As for [`Gate::hold`].
+/// `word` must point to the gate of a bucket in a map.
 #[inline(always)]
 unsafe fn try_hold(word: *mut u64) -> u64 {
     // SAFETY: an aligned word in a map.

@@ -15,7 +15,7 @@ use crate::parse::{self, Packet};
 use crate::stop::Stop;
 use crate::translate::Translation;
 use crate::wire::{ETHER_IPV4, ETHER_IPV6};
-use crate::{admit, attend, choose, flow, snat};
+use crate::{admit, attend, choose, flow, open, snat};
 
 /// Writes an [`Explanation`] over the first bytes of the frame.
 #[inline(always)]
@@ -81,9 +81,7 @@ fn begin<F: Family>(
     if admit::is_over_limit(choice.listener) {
         return Err(drop(Reason::RateLimited));
     }
-    if F::is_full() {
-        return Err(drop(Reason::ConnectionsFull));
-    }
+    open::require_room::<F>(packet, choice.listener)?;
     let opening = F::opening().ok_or(drop(Reason::ConnectionsFull))?;
     snat::claim::<F, false>(&packet.key, &choice, opening, keys).map_err(drop)?;
     if !flow::fits(frame, packet.length, choice.backend.mtu) {

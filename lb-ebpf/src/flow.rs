@@ -69,7 +69,7 @@ pub(crate) fn find_established<'a, F: Family>(
     let Some(Opening { client, .. }) = F::opening() else { return Short::Unusual };
     let key = &packet.key;
     let hash = Tuple::of(key).hash();
-    let is_answer = may_be_ours(key.source) && answers::client_by::<F>(hash, key, client);
+    let is_answer = may_be_ours(key.source) && answers::client_of::<F>(hash, key, client);
     // Whoever sends to somebody else has no flow to send in.
     if !is_answer && concern != Concern::ToOurs {
         return Short::Nothing;
@@ -122,7 +122,7 @@ pub(crate) fn find<'a, F: Family>(
     let Some(Opening { client, .. }) = F::opening() else { return Ok(None) };
     let Some((flow, direction)) = promoted::<F>(&packet.key, client) else { return Ok(None) };
     // SAFETY: the entry stays readable during this run of the program (RCU); concurrent writers touch single
-    // words only, see the top of this file.
+    // words only, see the top of `attend`.
     let flow = unsafe { &mut *flow };
     match attend::<F>(frame, packet, flow, client, direction) {
         Ok(Some((next_hop, mtu))) => Ok(Some(Known { flow, client, direction, next_hop, mtu })),
@@ -142,7 +142,7 @@ fn promoted<F: Family>(
     client: &mut FlowKey<F::Addr>,
 ) -> Option<(*mut Flow<F::Addr>, u8)> {
     if may_be_ours(key.source)
-        && answers::client_of::<F>(key, client)
+        && answers::client_of::<F>(hash_of(key), key, client)
         && let Some(flow) = F::connections().get_ptr_mut(&*client)
         // SAFETY: as in `find`.
         && unsafe { &*flow }.is_answered_by(key)
@@ -162,14 +162,14 @@ fn half_opened<F: Family>(
     flow: &mut Flow<F::Addr>,
 ) -> Option<(half_open::Place<F::Addr>, u8)> {
     if may_be_ours(key.source)
-        && answers::client_by::<F>(hash, key, client)
-        && let Some(place) = half_open::find::<F>(client, flow)
+        && answers::client_of::<F>(hash, key, client)
+        && let Some(place) = half_open::find::<F>(hash_of(client), client, flow)
         && flow.is_answered_by(key)
     {
         return Some((place, Flow::<F::Addr>::TO_CLIENT));
     }
     *client = *key;
-    Some((half_open::find_by::<F>(hash, client, flow)?, Flow::<F::Addr>::TO_BACKEND))
+    Some((half_open::find::<F>(hash, client, flow)?, Flow::<F::Addr>::TO_BACKEND))
 }
 
 /// A flow to be looked at, and not changed.
@@ -233,7 +233,7 @@ fn may_have_moved<F: Family>(hash: u64, packet: &Packet<F::Addr>, client: &mut F
     !packet.had_flow
         && (goes_on
             || Spot::of::<F>(hash).is_some_and(|spot| spot.may_be_promoted())
-            || may_be_ours(packet.key.source) && answers::client_by::<F>(hash, &packet.key, client))
+            || may_be_ours(packet.key.source) && answers::client_of::<F>(hash, &packet.key, client))
 }
 
 /// Ends a promoted flow, unless another CPU or the collector has: whoever does gives its answers back.

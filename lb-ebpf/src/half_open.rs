@@ -13,7 +13,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use lb_common::bucket::{claim_of, claim_tag, claim_word};
 use lb_common::{Address, Flow, FlowBucket, FlowKey, HalfOpen, Reason};
 
-use crate::bucket::{Gate, hash_of};
+use crate::bucket::{self, Gate, hash_of};
 use crate::family::Family;
 use crate::maps::{BPF_NOEXIST, E2BIG, EEXIST, HALF_OPEN_NEXT, HALF_OPEN_PER_CPU, Opening};
 use crate::whereabouts::Spot;
@@ -29,15 +29,9 @@ pub(crate) struct Place<A> {
     claim: u64,
 }
 
-/// Finds the flow of a client's tuple and copies it.
+/// Finds the flow of a client's tuple, which has this hash, and copies it.
 #[inline(always)]
-pub(crate) fn find<F: Family>(key: &FlowKey<F::Addr>, flow: &mut Flow<F::Addr>) -> Option<Place<F::Addr>> {
-    find_by::<F>(hash_of(key), key, flow)
-}
-
-/// The same where the hash is at hand.
-#[inline(always)]
-pub(crate) fn find_by<F: Family>(
+pub(crate) fn find<F: Family>(
     hash: u64,
     key: &FlowKey<F::Addr>,
     flow: &mut Flow<F::Addr>,
@@ -92,7 +86,7 @@ impl<A: Address + 'static> Place<A> {
     #[inline(always)]
     fn change_claim(&self, from: u64, to: u64) -> bool {
         // SAFETY: a claim in a map.
-        unsafe { atomic::compare_exchange(self.at, from, to) == from }
+        unsafe { bucket::change(self.at, from, to) }
     }
 
     /// Moves the flow to the connection map, as the copy is by now. `false` if it has ended meanwhile.
@@ -191,7 +185,7 @@ impl Turn {
     /// Enters the flow, which was made just now.
     #[inline(always)]
     pub(crate) fn enter<F: Family>(mut self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-        let entered = enter::<F>(key, flow);
+        let entered = store::<F>(key, flow);
         if let Some(slot) = entered {
             // A flow that looks like this one goes, or any where all claims are in use: none of them has proved anything.
             let (at, old) = if self.claimed == 0 { self.spot.room() } else { (self.at, self.claimed) };
@@ -212,7 +206,7 @@ impl Turn {
 
 /// Writes a flow to the ring of this CPU. Gives its slot.
 #[inline(always)]
-fn enter<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> Option<u32> {
+fn store<F: Family>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> Option<u32> {
     let (slot, number) = next_slot::<F>()?;
     evict::<F>(slot, 0);
     let record = F::half_open(slot)?;

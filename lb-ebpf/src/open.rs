@@ -26,16 +26,13 @@ pub(crate) fn open<'a, F: Family>(
 ) -> Result<Known<'a, F::Addr>, Stop> {
     let Choice { listener, backend_id, .. } = *choice;
     let drop = |reason| Stop::drop(reason, listener.id);
-    // A flow that moves gives back the room that it needs.
-    if F::is_full() && !packet.had_flow {
-        return Err(drop(Reason::ConnectionsFull));
-    }
+    require_room::<F>(packet, listener)?;
     let full = drop(Reason::ConnectionsFull);
     let opening = F::opening().ok_or(full)?;
     let turn = Turn::take::<F>(hash).ok_or(full)?;
     if turn.is_late::<F>(&packet.key) {
         turn.leave();
-        return join::<F>(packet, opening).map_err(drop);
+        return join::<F>(packet, hash, opening).map_err(drop);
     }
     let made = write(frame, packet, choice, &mut opening.flow).ok_or(Reason::Malformed);
     if let Err(reason) = made.and_then(|()| snat::claim::<F, true>(&packet.key, choice, opening, keys)) {
@@ -51,14 +48,25 @@ pub(crate) fn open<'a, F: Family>(
     Ok(Known { flow: &opening.flow, client: &packet.key, direction, next_hop, mtu })
 }
 
+/// Refuses a packet that would open a flow while there is no room for one that is promoted.
+#[inline(always)]
+pub(crate) fn require_room<F: Family>(packet: &Packet<F::Addr>, listener: &Listener) -> Result<(), Stop> {
+    // A flow that moves gives back the room that it needs.
+    if F::is_full() && !packet.had_flow {
+        return Err(Stop::drop(Reason::ConnectionsFull, listener.id));
+    }
+    Ok(())
+}
+
 /// Another CPU was first to open the flow: its choice holds, and it may have chosen from another rotation.
 #[inline(always)]
 fn join<'a, F: Family>(
     packet: &'a Packet<F::Addr>,
+    hash: u64,
     opening: &'a mut Opening<F::Addr>,
 ) -> Result<Known<'a, F::Addr>, Reason> {
     let Opening { flow, .. } = opening;
-    let flow = match half_open::find::<F>(&packet.key, flow) {
+    let flow = match half_open::find::<F>(hash, &packet.key, flow) {
         Some(_) => flow,
         None => match F::connections().get_ptr_mut(&packet.key) {
             // SAFETY: as in `flow::find`.

@@ -13,6 +13,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use lb_common::listener::Vip;
 use lb_common::{Address, Backend, Flow, FlowKey, Listener, Reason, SNAT_CURSORS, Settings, hash};
 
+use crate::bucket::hash_of;
 use crate::checksum::Sum;
 use crate::choose::{Choice, find_listener, vip_flags};
 use crate::family::Family;
@@ -171,11 +172,11 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
 #[inline(always)]
 fn gives_way<F: Family, const CLAIM: bool>(opening: &mut Opening<F::Addr>, unproven: &mut u32) -> bool {
     let Opening { answers, holder, holder_flow, .. } = opening;
-    if !answers::client_of::<F>(answers, holder) {
+    if !answers::client_of::<F>(hash_of(answers), answers, holder) {
         return false;
     }
     // One that has been promoted is not there.
-    let Some(place) = half_open::find::<F>(holder, holder_flow) else { return false };
+    let Some(place) = half_open::find::<F>(hash_of(holder), holder, holder_flow) else { return false };
     let back = holder_flow.seen_to_client;
     let is_answered = back & Flow::<F::Addr>::ESTABLISHED != 0 && back & Flow::<F::Addr>::RST == 0;
     if is_answered || !holder_flow.is_answered_by(answers) {
@@ -232,7 +233,7 @@ fn try_claim<F: Family, const CLAIM: bool>(
 ) -> Result<bool, Reason> {
     let Opening { answers, flow, holder, .. } = opening;
     if !CLAIM {
-        return Ok(!answers::client_of::<F>(answers, holder));
+        return Ok(!answers::client_of::<F>(hash_of(answers), answers, holder));
     }
     // The translation is written while what the claim needs is on its way.
     let hash = answers::fetch::<F>(answers);

@@ -4,8 +4,7 @@
 use lb_common::bucket::{BUCKET_WAYS, bucket_of, claim_of, claim_word, tag_of};
 use lb_common::{FlowBucket, FlowKey};
 
-use crate::atomic;
-use crate::bucket::{self, Claims, Gate, hash_of};
+use crate::bucket::{self, Gate, hash_of};
 use crate::family::Family;
 use crate::maps::FLOW_BUCKETS;
 
@@ -26,14 +25,8 @@ impl Spot {
     /// Has the processor fetch the line while it waits for another one.
     #[inline(always)]
     pub(crate) fn fetch(&self) {
-        // SAFETY: an aligned word in a map.
-        unsafe { (&raw const (*self.bucket).gate).read_volatile() };
-    }
-
-    #[inline(always)]
-    fn claims(&self) -> Claims {
         // SAFETY: `bucket` points into a map.
-        unsafe { &raw mut (*self.bucket).claims }
+        unsafe { bucket::gate(self.bucket) };
     }
 
     /// What is claimed for the tuple: 0 for nothing, and where.
@@ -42,7 +35,7 @@ impl Spot {
         // SAFETY: claims in a map, of which `way` is one.
         unsafe {
             let (claim, way) = bucket::find(self.bucket, self.tag);
-            (claim, self.claims().cast::<u64>().add(way))
+            (claim, bucket::claim_at(self.bucket, way))
         }
     }
 
@@ -57,8 +50,8 @@ impl Spot {
     /// Whether a promoted flow of the tuple may be there without a claim.
     #[inline(always)]
     pub(crate) fn may_be_lost(&self) -> bool {
-        // SAFETY: an aligned word in a map.
-        unsafe { (&raw const (*self.bucket).gate).read_volatile() & FlowBucket::lost(self.tag) != 0 }
+        // SAFETY: `bucket` points into a map.
+        unsafe { bucket::gate(self.bucket) & FlowBucket::lost(self.tag) != 0 }
     }
 
     /// The claim for a flow in this slot of the half-open ones, or [`FlowBucket::PROMOTED`].
@@ -70,8 +63,8 @@ impl Spot {
     /// Holds the bucket's gate.
     #[inline(always)]
     pub(crate) fn hold(&self) -> Option<Gate> {
-        // SAFETY: a gate in a map.
-        unsafe { Gate::hold(&raw mut (*self.bucket).gate) }
+        // SAFETY: `bucket` points into a map.
+        unsafe { Gate::hold(self.bucket) }
     }
 
     /// Where a claim can be made that is not there yet, and what stands there. Where all are in use, one of a promoted flow goes first:
@@ -87,7 +80,7 @@ impl Spot {
             if way >= BUCKET_WAYS {
                 way = (self.tag >> 1 & ONE_OF_FOUR) as usize;
             }
-            let at = self.claims().cast::<u64>().add(way);
+            let at = bucket::claim_at(self.bucket, way);
             (at, at.read_volatile())
         }
     }
@@ -103,6 +96,6 @@ pub(crate) fn forget_promoted<F: Family>(key: &FlowKey<F::Addr>) {
     let (claim, at) = spot.find();
     if claim_word(claim) == FlowBucket::PROMOTED {
         // SAFETY: a claim in a map.
-        unsafe { atomic::compare_exchange(at, claim, 0) };
+        unsafe { bucket::change(at, claim, 0) };
     }
 }

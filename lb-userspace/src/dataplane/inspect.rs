@@ -19,7 +19,7 @@ use super::attach::is_link;
 use super::flow_tables::HalfOpenFlows;
 use super::load::{OBJECT, Origin, pinned_maps};
 use super::sizes::{
-    ANSWER_MAPS, CONNECTION_MAPS, FLOWS_AT_MAPS, HALF_OPEN_MAPS, LANE_MAPS, MORE_ANSWER_MAPS, Sizes,
+    ANSWER_MAPS, CONNECTION_MAPS, FLOWS_AT_MAPS, Family, HALF_OPEN_MAPS, LANE_MAPS, MORE_ANSWER_MAPS, Sizes,
 };
 
 /// The map that carries the layout version. It is written last when a data plane is made and voided first when it goes.
@@ -146,8 +146,8 @@ pub(super) fn with_adopted_sizes(pins: &Path, sizes: Sizes) -> Result<Sizes> {
 ///
 /// If a map cannot be read.
 pub(super) fn features_in_use(pins: &Path) -> Result<Features> {
-    let mut features = Features::IPV4.only_if(has_flows::<Addr4>(pins, 0)?);
-    features = features.and(Features::IPV6.only_if(has_flows::<Addr6>(pins, 1)?));
+    let mut features = Features::IPV4.only_if(has_flows::<Addr4>(pins, Family::V4)?);
+    features = features.and(Features::IPV6.only_if(has_flows::<Addr6>(pins, Family::V6)?));
     let listeners: HashMap<_, ListenerKey, Listener> = Map::HashMap(open(&pins.join("listeners"))?)
         .try_into()
         .context("the map `listeners` is no hash map")?;
@@ -172,20 +172,23 @@ fn features_of(address: &Addr6, listener: &Listener) -> Features {
         .and(Features::FLOW_LIMITS.only_if(listener.max_new_flows_per_s != 0))
 }
 
-/// Whether there are flows of a family, which has this number among the names of maps.
-fn has_flows<A>(pins: &Path, family: usize) -> Result<bool>
+/// Whether there are flows of a family.
+fn has_flows<A>(pins: &Path, family: Family) -> Result<bool>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
     HalfOpen<A>: Pod,
 {
-    let half_open = HalfOpenFlows::<A>::new(&open(&pins.join(HALF_OPEN_MAPS[family]))?)
-        .with_context(|| format!("cannot read the map `{}`", HALF_OPEN_MAPS[family]))?;
-    let flows: HashMap<_, FlowKey<A>, Flow<A>> = Map::HashMap(open(&pins.join(CONNECTION_MAPS[family]))?)
+    let [promoted, half_open] = [CONNECTION_MAPS, HALF_OPEN_MAPS].map(|names| names[family as usize]);
+    let flows: HashMap<_, FlowKey<A>, Flow<A>> = Map::HashMap(open(&pins.join(promoted))?)
         .try_into()
-        .with_context(|| format!("the map `{}` does not hold flows", CONNECTION_MAPS[family]))?;
-    let promoted = flows.keys().next().transpose().context("cannot read the flows")?;
-    Ok(promoted.is_some() || half_open.iter().next().is_some())
+        .with_context(|| format!("the map `{promoted}` does not hold flows"))?;
+    if flows.keys().next().transpose().context("cannot read the flows")?.is_some() {
+        return Ok(true);
+    }
+    let flows = HalfOpenFlows::<A>::new(&open(&pins.join(half_open))?)
+        .with_context(|| format!("cannot read the map `{half_open}`"))?;
+    Ok(flows.iter().next().is_some())
 }
 
 /// The layout version in the map `settings`; 0 until a start has filled it, or since a detach has begun.

@@ -64,7 +64,7 @@ impl Part for Report {
              Written by `cargo xtask bench control --save docs/benchmarks`: the real `lb` in network namespaces, but for the tables, the \
              collector and the memory for flows, which are measured in a process of their own. Kernel memory is the growth of \
              `SUnreclaim`, `Percpu` and `VmallocUsed` in `/proc/meminfo`; *counted* is what the kernel says of the map itself (`memlock` in \
-             its `fdinfo`). Flows are of IPv4, two entries each.\n\n\
+             its `fdinfo`). Flows are of IPv4.\n\n\
              {machine}; median (least - most).\n\n\
              ![The times as a picture](control.svg)\n\n\
              | what | | unit |\n| --- | ---: | --- |\n{}",
