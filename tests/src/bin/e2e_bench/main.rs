@@ -1,6 +1,7 @@
 //! `cargo xtask bench e2e`: traffic through `lb` and through what else forwards it, side by side on the same network,
 //! with a CPU of its own for the balancer. As root.
 
+mod bulk;
 mod chart;
 mod cores;
 mod frames;

@@ -41,11 +41,13 @@ pub(crate) enum Figure {
     Bulk,
     /// The balancer's time for a gigabit of it.
     BulkCost,
+    /// Segments of it that were sent again.
+    BulkAgain,
 }
 
 impl Figure {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::OneFlow,
         Self::ThousandFlows,
         Self::ManyFlows,
@@ -60,6 +62,7 @@ impl Figure {
         Self::TailLatency,
         Self::Bulk,
         Self::BulkCost,
+        Self::BulkAgain,
     ];
 
     /// What it is called in the report.
@@ -79,6 +82,7 @@ impl Figure {
             Self::TailLatency => "request on an open connection, p99",
             Self::Bulk => "bulk TCP",
             Self::BulkCost => "balancer's CPU time for bulk TCP",
+            Self::BulkAgain => "segments of bulk TCP sent again",
         }
     }
 
@@ -91,6 +95,7 @@ impl Figure {
             Self::ConnectionCost | Self::ConnectionCpu | Self::MedianLatency | Self::TailLatency => "µs",
             Self::Bulk => "Gbit/s",
             Self::BulkCost => "ms/Gbit",
+            Self::BulkAgain => "%",
         }
     }
 
@@ -106,6 +111,7 @@ impl Figure {
                 | Self::MedianLatency
                 | Self::TailLatency
                 | Self::BulkCost
+                | Self::BulkAgain
         )
     }
 }
@@ -220,9 +226,13 @@ fn requests(site: &mut Site, times: &Times) -> Result<Sample> {
 }
 
 fn bulk(site: &mut Site, servers: &Servers, times: &Times) -> Result<Sample> {
-    let pace = site.bulk(servers, times.run)?;
+    let (pace, again) = site.bulk(servers, times.run)?;
     let bits = pace.rate * 8.0;
     // Nanoseconds for a byte are as many eighths of a second for a gigabit.
-    let figures = vec![(Figure::Bulk, bits / 1e9), (Figure::BulkCost, pace.cost / 8.0 * 1e3)];
+    let figures = vec![
+        (Figure::Bulk, bits / 1e9),
+        (Figure::BulkCost, pace.cost / 8.0 * 1e3),
+        (Figure::BulkAgain, again * 100.0),
+    ];
     Ok(Sample { figures, ..Sample::default() })
 }

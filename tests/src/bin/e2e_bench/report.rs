@@ -194,8 +194,9 @@ the balancers that have some. Everything that makes or takes traffic shares the 
 alike, and is shown to work first: every frame of 10,000 flows arrives with right checksums, requests and bulk arrive as they were \
 sent, and what lb counts is what was sent. All of this runs before everything else on the machine (SCHED_FIFO), packets before \
 programs. The kernel's peers are told their neighbours for good; lb finds its own.\n\n\
-Every packet is one MTU for every peer: TSO and GSO are off, and GRO merges nothing. veth hands native XDP no larger packets \
-anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit.\n\n\
+Every packet that the balancer gets is one MTU, for every peer: TSO and GSO are off, and GRO merges nothing there. veth hands native XDP \
+no larger packets anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit. The hosts at both ends do \
+merge what they receive, as hosts do: they share a CPU, and without that it is them who are measured.\n\n\
 *UDP*: frames of 64 bytes, made by XDP programs and counted by XDP programs. The rate is the highest of which at most 1 % is lost, searched in \
 trials of 10 ms: 4 floods, then 64 that begin with what arrived of these and go up after two successes at a rate and down after four failures, in \
 steps of 2 % and more. Queues gain nothing: the time of a trial goes on until the last frame has arrived, and it fails if the last comes more than 3 % late. \
@@ -203,7 +204,10 @@ What keeps a virtual machine from working for some milliseconds spoils a trial b
 what arrived in the second best. So that a CPU with nothing to do for a moment is not taken away, a thread that yields to everything keeps it busy. \
 The CPU time for a datagram is that of the kernel threads at this rate: the median of all trials that came within 10 % of it, 8 of them made only for this. *Short TCP connections*: 32 at a time connect, ask 64 bytes, get 64 bytes, close. The other CPU, which is client and server, is \
 the bottleneck of all but the slowest peers, so what tells them apart is the *CPU time* of the balancer: of its kernel threads and its processes \
-by the scheduler's count; from `/proc/stat`, all that was not idle on its CPU. *Requests*: 64 bytes, one at a time every half a millisecond. *Bulk*: four connections.";
+by the scheduler's count; from `/proc/stat`, all that was not idle on its CPU. *Requests*: 64 bytes, one at a time every half a millisecond. *Bulk*: four connections, sent from a file by reference and thrown away unread, \
+under the congestion control \"reno\" whatever the machine's is: BBR loses one segment in six in the short queues of veth, and what is sent again would be measured. \
+What native XDP takes away from TCP on veth is in these figures, and no NIC does it: every packet is copied into a frame of its own on the balancer's CPU; on the other, its page \
+goes back to the kernel and is not used again, and its checksum is summed, which the kernel's peers did on the balancer's.";
 
 impl Row {
     /// A line of a table in Markdown.
@@ -242,7 +246,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}; {}; {} rounds", self.machine, self.peers.join(", "), self.rounds)?;
         writeln!(f, "median (least - most); ratios within each round; one MTU a packet for every peer")?;
-        for figure in Figure::ALL {
+        for figure in Figure::ALL.into_iter().filter(|figure| self.of(*figure).next().is_some()) {
             writeln!(f)?;
             let title = format!("{}, {}", figure.name(), figure.unit());
             writeln!(f, "{title:<48} {:<26} × masquerade  × routing", "")?;
@@ -253,7 +257,7 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f, "\ngoals of lb, native:")?;
-        for goal in &self.goals {
+        for goal in self.goals.iter().filter(|goal| !goal.reached.median.is_nan()) {
             let [figure, target, reached, verdict] = goal.words();
             writeln!(f, "  {figure:<46} {target:<42} {reached:<22} {verdict}")?;
         }

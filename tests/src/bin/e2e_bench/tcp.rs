@@ -1,4 +1,4 @@
-//! TCP through the sockets of both ends: short connections, requests on one that lasts, and bulk.
+//! TCP through the sockets of both ends: short connections, and requests on one that lasts.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::bulk::discard;
 use crate::cores::Worked;
 use crate::site::{BULK_PORT, CLIENTS, PATIENCE, REQUEST_PORT, Site};
 
@@ -23,10 +24,8 @@ use crate::site::{BULK_PORT, CLIENTS, PATIENCE, REQUEST_PORT, Site};
 const REQUEST: usize = 64;
 /// Short connections at a time.
 const VISITORS: usize = 32;
-/// Connections that carry bulk.
-const STREAMS: usize = 4;
-/// Bytes that are read or written at a time.
-const PIECE: usize = 64 * 1024;
+/// Bytes that show that bulk arrives.
+const BULK: usize = 640 * 1024;
 /// From one request of the connection that lasts to the next.
 const PAUSE: Duration = Duration::from_micros(500);
 /// How long traffic runs before it is measured.
@@ -38,7 +37,7 @@ const CLIENTS_PATIENCE: Duration = Duration::from_secs(30);
 /// The backends' servers, of all sites.
 pub(crate) struct Servers {
     /// Bytes that the bulk servers have got.
-    bulk: Arc<AtomicU64>,
+    pub(crate) bulk: Arc<AtomicU64>,
     _runtime: Runtime,
 }
 
@@ -71,15 +70,23 @@ async fn serve(listener: TcpListener, bulk: Option<Arc<AtomicU64>>) {
         tokio::spawn(async move {
             // Fails only if it cannot be set on a connection that is gone already.
             let _ = stream.set_nodelay(true);
-            let mut buffer = vec![0; if bulk.is_some() { PIECE } else { REQUEST }];
-            while let Ok(length @ 1..) = stream.read(&mut buffer).await {
-                match &bulk {
-                    Some(bytes) => _ = bytes.fetch_add(length as u64, Ordering::Relaxed),
-                    None if stream.write_all(&buffer[..length]).await.is_err() => return,
-                    None => {}
-                }
-            }
+            // A connection that breaks is its client's to complain about.
+            let _ = match &bulk {
+                Some(bytes) => discard(&stream, bytes).await,
+                None => answer(&mut stream).await,
+            };
         });
+    }
+}
+
+/// Sends back what arrives until the other end closes the connection.
+async fn answer(stream: &mut tokio::net::TcpStream) -> Result<()> {
+    let mut buffer = [0; REQUEST];
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(()),
+            length => stream.write_all(&buffer[..length]).await?,
+        }
     }
 }
 
@@ -96,13 +103,14 @@ pub(crate) struct Pace {
 
 /// What clients share with whoever measures them.
 #[derive(Clone, Debug, Default)]
-struct Book {
+pub(crate) struct Book {
     done: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
 }
 
 impl Book {
-    fn is_open(&self) -> bool {
+    /// Whether clients are to go on.
+    pub(crate) fn is_open(&self) -> bool {
         !self.is_over.load(Ordering::Relaxed)
     }
 }
@@ -118,10 +126,10 @@ impl Site {
                 exchange(&mut stream, &std::array::from_fn(|place| (place * 7 + number) as u8))?;
             }
             let before = servers.bulk.load(Ordering::Relaxed);
-            connect((targets[0], BULK_PORT).into())?.write_all(&[1; 10 * PIECE])?;
+            connect((targets[0], BULK_PORT).into())?.write_all(&[1; BULK])?;
             wait::until("bulk to arrive", PATIENCE, || {
                 let arrived = servers.bulk.load(Ordering::Relaxed) - before;
-                Ok((arrived == 10 * PIECE as u64).then_some(()))
+                Ok((arrived == BULK as u64).then_some(()))
             })
         })
     }
@@ -134,16 +142,14 @@ impl Site {
         self.pace(&book, &book.done, time, visitors.collect())
     }
 
-    /// Sends as much as goes through for so long.
-    pub(crate) fn bulk(&mut self, servers: &Servers, time: Duration) -> Result<Pace> {
-        let book = Book::default();
-        let targets = self.targets();
-        let streams = (0..STREAMS).map(|number| pour(book.clone(), targets[number % targets.len()]));
-        self.pace(&book, &servers.bulk, time, streams.collect())
-    }
-
     /// Runs clients, and reads off `count` and the balancer's work how they get on.
-    fn pace<C>(&mut self, book: &Book, count: &AtomicU64, time: Duration, clients: Vec<C>) -> Result<Pace>
+    pub(crate) fn pace<C>(
+        &mut self,
+        book: &Book,
+        count: &AtomicU64,
+        time: Duration,
+        clients: Vec<C>,
+    ) -> Result<Pace>
     where
         C: Future<Output = Result<()>> + Send + 'static,
     {
@@ -227,16 +233,6 @@ async fn visit(book: Book, targets: &[Ipv4Addr], number: usize) -> Result<()> {
         stream.read_exact(&mut answer).await.context("read the answer")?;
         ensure!(answer == request, "the answer is not the request");
         book.done.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-/// Sends all it can.
-async fn pour(book: Book, target: Ipv4Addr) -> Result<()> {
-    let mut stream = tokio::net::TcpStream::connect((target, BULK_PORT)).await.context("connect")?;
-    let piece = vec![0; PIECE];
-    while book.is_open() {
-        stream.write_all(&piece).await?;
     }
     Ok(())
 }
