@@ -4,7 +4,8 @@
 //! Programs add claims while they hold the bucket's gate. Anybody may take one away, by comparing and swapping its word with 0, and
 //! reads without asking: what a claim leads to is always compared with the tuple that was looked for.
 
-use crate::{Addr4, Addr6, Address};
+use crate::cache::wire_ports;
+use crate::{Addr4, Addr6, Address, FlowKey, Tuple};
 
 /// Claims in a bucket.
 pub const BUCKET_WAYS: usize = 7;
@@ -19,6 +20,40 @@ pub const GATE_OVERFLOWED: u64 = 1 << 1;
 #[inline(always)]
 pub const fn bucket_of(hash: u64, buckets: u32) -> u32 {
     (((hash >> 32) * buckets as u64) >> 32) as u32
+}
+
+/// Buckets beside each other in which answers to consecutive ports are claimed.
+const NEIGHBOURS: u16 = 4;
+
+/// Where the tuple of an answer is claimed: its bucket and its tag. SNAT ports are given out one after the other, and buckets that lie
+/// together share pages of memory: looking up a page costs as much as the bucket. A port whose bucket is full, too, is followed by one
+/// whose bucket is near.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Home(u64);
+
+impl Home {
+    /// Among so many buckets, which have to be more than a few dozen.
+    #[inline(always)]
+    pub fn of<A: Address>(answer: &FlowKey<A>, buckets: u32) -> Self {
+        let aside = answer.destination_port % NEIGHBOURS;
+        let ports = wire_ports(answer.source_port, answer.destination_port - aside);
+        let first = Tuple::new(A::pair(answer.source, answer.destination), ports, answer.protocol).hash();
+        let bucket = bucket_of(first, buckets.saturating_sub(NEIGHBOURS as u32 - 1)) + aside as u32;
+        Self(claim_of(tag_of(first), bucket))
+    }
+
+    /// Index of its bucket.
+    #[inline(always)]
+    pub const fn bucket(self) -> u32 {
+        claim_word(self.0)
+    }
+
+    /// Its tag. Of those that differ in nothing but the last bits of the port, no two are in one bucket.
+    #[inline(always)]
+    pub const fn tag(self) -> u32 {
+        claim_tag(self.0)
+    }
 }
 
 /// What tells the tuple from others in its bucket; never 0.
@@ -105,7 +140,7 @@ const _: () = assert!(size_of::<FlowBucket>() == 64);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FlowKey, PROTO_TCP, Tuple};
+    use crate::PROTO_TCP;
 
     const BUCKETS: u32 = 1 << 10;
 
@@ -114,9 +149,9 @@ mod tests {
         let mut buckets = [[0_u32; BUCKET_WAYS]; BUCKETS as usize];
         let (mut full, mut taken) = (0, 0);
         for key in keys {
-            let hash = Tuple::of(&key).hash();
-            let bucket = &mut buckets[bucket_of(hash, BUCKETS) as usize];
-            let tag = tag_of(hash);
+            let home = Home::of(&key, BUCKETS);
+            let bucket = &mut buckets[home.bucket() as usize];
+            let tag = home.tag();
             if bucket.contains(&tag) {
                 taken += 1;
             } else if let Some(free) = bucket.iter_mut().find(|way| **way == 0) {
@@ -137,6 +172,19 @@ mod tests {
             protocol: PROTO_TCP,
             _pad: [0; 3],
         }
+    }
+
+    #[test]
+    fn answers_to_consecutive_ports_are_claimed_beside_each_other() {
+        let (backend, snat) = (Addr4 { bytes: [10, 0, 1, 10] }, Addr4 { bytes: [10, 0, 1, 100] });
+        let of = |port| Home::of(&answer(backend, snat, port), BUCKETS);
+        let first = of(32_000);
+        for aside in 0..4 {
+            assert_eq!(of(32_000 + aside).bucket(), first.bucket() + u32::from(aside));
+            assert_eq!(of(32_000 + aside).tag(), first.tag());
+        }
+        assert_ne!(of(32_004).tag(), first.tag());
+        assert!((0..=u16::MAX).all(|port| of(port).bucket() < BUCKETS));
     }
 
     #[test]

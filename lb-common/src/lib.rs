@@ -44,7 +44,7 @@ pub use settings::Settings;
 
 /// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
 /// carry another one. Raise it with every change of a layout or of a field's meaning.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
 /// the old ones have drained.

@@ -5,25 +5,28 @@
 
 use core::ptr;
 
-use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, bucket_of, claim_of, claim_word, tag_of};
+use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, Home, claim_of, claim_word};
 use lb_common::cache::{split_ports, wire_ports};
 use lb_common::{Address, FlowBucket, FlowKey, Reason};
 
 use crate::atomic;
-use crate::bucket::{self, Gate, hash_of};
+use crate::bucket::{self, Gate};
 use crate::family::Family;
 use crate::maps::{ANSWER_BUCKETS, BPF_NOEXIST, EEXIST};
 
-/// Whether the tuple of an answer, which has this hash, is claimed, and by whom: then `client` becomes the tuple of that client's packets.
+/// Where an answer is claimed, by a call: see [`bucket::hash_of`].
+#[inline(never)]
+fn home_of<A: Address>(answer: &FlowKey<A>) -> Home {
+    Home::of(answer, ANSWER_BUCKETS.load())
+}
+
+/// Whether the tuple of an answer is claimed, and by whom: then `client` becomes the tuple of that client's packets.
 #[inline(always)]
-pub(crate) fn client_of<F: Family>(
-    hash: u64,
-    answer: &FlowKey<F::Addr>,
-    client: &mut FlowKey<F::Addr>,
-) -> bool {
-    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else { return false };
+pub(crate) fn client_of<F: Family>(answer: &FlowKey<F::Addr>, client: &mut FlowKey<F::Addr>) -> bool {
+    let home = home_of(answer);
+    let Some(bucket) = F::answers(home.bucket()) else { return false };
     // SAFETY: `bucket` points into a map.
-    let (claim, way) = unsafe { bucket::find(bucket.cast(), tag_of(hash)) };
+    let (claim, way) = unsafe { bucket::find(bucket.cast(), home.tag()) };
     if claim == 0 {
         return client_elsewhere::<F>(bucket.cast(), answer, client);
     }
@@ -58,34 +61,34 @@ fn client_elsewhere<F: Family>(
     true
 }
 
-/// Has the processor fetch what [`claim`] needs, and gives the hash that it wants.
+/// Has the processor fetch what [`claim`] needs, and says where that is.
 #[inline(always)]
-pub(crate) fn fetch<F: Family>(answer: &FlowKey<F::Addr>) -> u64 {
-    let hash = hash_of(answer);
-    if let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) {
+pub(crate) fn fetch<F: Family>(answer: &FlowKey<F::Addr>) -> Home {
+    let home = home_of(answer);
+    if let Some(bucket) = F::answers(home.bucket()) {
         // SAFETY: `bucket` points into a map.
         unsafe { bucket::gate(bucket.cast()) };
     }
-    hash
+    home
 }
 
-/// Claims the tuple of the answers of a client's flow, which has this hash. `false` if it is claimed already; once in a billion of
+/// Claims the tuple of the answers of a client's flow where it belongs. `false` if it is claimed already; once in a billion of
 /// times, if one that looks like it in the same bucket is; and, unless it `insists`, where the bucket is full.
 #[inline(always)]
 pub(crate) fn claim<F: Family>(
     answer: &FlowKey<F::Addr>,
     client: &FlowKey<F::Addr>,
-    hash: u64,
+    home: Home,
     insists: bool,
 ) -> Result<bool, Reason> {
-    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else {
+    let Some(bucket) = F::answers(home.bucket()) else {
         return Err(Reason::ConnectionsFull);
     };
     // SAFETY: `bucket` points into a map.
     let Some(mut gate) = (unsafe { Gate::hold(bucket.cast()) }) else {
         return Ok(false);
     };
-    let tag = tag_of(hash);
+    let tag = home.tag();
     // SAFETY: as above.
     let (claimed, way) = unsafe { (bucket::find(bucket.cast(), tag).0, bucket::free(bucket.cast())) };
     // SAFETY: only whether there is one.
@@ -117,9 +120,9 @@ pub(crate) fn claim<F: Family>(
 /// Gives the tuple back. Whoever ends a flow does so once it is gone.
 #[inline(never)]
 pub(crate) fn give_back<F: Family>(answer: &FlowKey<F::Addr>, client: &FlowKey<F::Addr>) {
-    let hash = hash_of(answer);
-    let Some(bucket) = F::answers(bucket_of(hash, ANSWER_BUCKETS.load())) else { return };
-    let tag = tag_of(hash);
+    let home = home_of(answer);
+    let Some(bucket) = F::answers(home.bucket()) else { return };
+    let tag = home.tag();
     // SAFETY: `bucket` points into a map.
     let (claim, way) = unsafe { bucket::find(bucket.cast(), tag) };
     if claim == claim_of(tag, ports_of(client)) {

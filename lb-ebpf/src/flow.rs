@@ -68,14 +68,13 @@ pub(crate) fn find_established<'a, F: Family>(
 ) -> Short<'a, F::Addr> {
     let Some(Opening { client, .. }) = F::opening() else { return Short::Unusual };
     let key = &packet.key;
-    let hash = Tuple::of(key).hash();
-    let is_answer = may_be_ours(key.source) && answers::client_of::<F>(hash, key, client);
+    let is_answer = may_be_ours(key.source) && answers::client_of::<F>(key, client);
     // Whoever sends to somebody else has no flow to send in.
     if !is_answer && concern != Concern::ToOurs {
         return Short::Nothing;
     }
     // Saves a search in the connection map, which costs more than all else that the first packet of a flow does here.
-    if !is_answer && !Spot::of::<F>(hash).is_some_and(|spot| spot.may_be_promoted()) {
+    if !is_answer && !Spot::of::<F>(Tuple::of(key).hash()).is_some_and(|spot| spot.may_be_promoted()) {
         return Short::Unknown;
     }
     let (client, direction) =
@@ -142,7 +141,7 @@ fn promoted<F: Family>(
     client: &mut FlowKey<F::Addr>,
 ) -> Option<(*mut Flow<F::Addr>, u8)> {
     if may_be_ours(key.source)
-        && answers::client_of::<F>(hash_of(key), key, client)
+        && answers::client_of::<F>(key, client)
         && let Some(flow) = F::connections().get_ptr_mut(&*client)
         // SAFETY: as in `find`.
         && unsafe { &*flow }.is_answered_by(key)
@@ -162,7 +161,7 @@ fn half_opened<F: Family>(
     flow: &mut Flow<F::Addr>,
 ) -> Option<(half_open::Place<F::Addr>, u8)> {
     if may_be_ours(key.source)
-        && answers::client_of::<F>(hash, key, client)
+        && answers::client_of::<F>(key, client)
         && let Some(place) = half_open::find::<F>(hash_of(client), client, flow)
         && flow.is_answered_by(key)
     {
@@ -233,7 +232,7 @@ fn may_have_moved<F: Family>(hash: u64, packet: &Packet<F::Addr>, client: &mut F
     !packet.had_flow
         && (goes_on
             || Spot::of::<F>(hash).is_some_and(|spot| spot.may_be_promoted())
-            || may_be_ours(packet.key.source) && answers::client_of::<F>(hash, &packet.key, client))
+            || may_be_ours(packet.key.source) && answers::client_of::<F>(&packet.key, client))
 }
 
 /// Ends a promoted flow, unless another CPU or the collector has: whoever does gives its answers back.

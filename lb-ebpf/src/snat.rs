@@ -172,7 +172,7 @@ unsafe extern "C" fn attempt<F: Family, const CLAIM: bool>(number: u32, attempts
 #[inline(always)]
 fn gives_way<F: Family, const CLAIM: bool>(opening: &mut Opening<F::Addr>, unproven: &mut u32) -> bool {
     let Opening { answers, holder, holder_flow, .. } = opening;
-    if !answers::client_of::<F>(hash_of(answers), answers, holder) {
+    if !answers::client_of::<F>(answers, holder) {
         return false;
     }
     // One that has been promoted is not there.
@@ -233,12 +233,12 @@ fn try_claim<F: Family, const CLAIM: bool>(
 ) -> Result<bool, Reason> {
     let Opening { answers, flow, holder, .. } = opening;
     if !CLAIM {
-        return Ok(!answers::client_of::<F>(hash_of(answers), answers, holder));
+        return Ok(!answers::client_of::<F>(answers, holder));
     }
     // The translation is written while what the claim needs is on its way.
-    let hash = answers::fetch::<F>(answers);
+    let home = answers::fetch::<F>(answers);
     write_translation::<F>(flow, answers, key, fixed);
-    answers::claim::<F>(answers, key, hash, insists)
+    answers::claim::<F>(answers, key, home, insists)
 }
 
 /// The translation of packets to the backend: answers have the tuple that it leads to, turned round.

@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod};
-use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, bucket_of, claim_of, claim_tag, claim_word, tag_of};
+use lb_common::bucket::{
+    BUCKET_WAYS, GATE_OVERFLOWED, Home, bucket_of, claim_of, claim_tag, claim_word, tag_of,
+};
 use lb_common::cache::wire_ports;
 use lb_common::{Address, AnswerBucket, Flow, FlowBucket, FlowKey, HalfOpen, Tuple};
 
@@ -364,8 +366,8 @@ where
         if self.is_claimed(answer, client)? {
             return Ok(());
         }
-        let hash = Tuple::of(answer).hash();
-        let (bucket, tag) = (bucket_of(hash, self.answers.values()), tag_of(hash));
+        let home = Home::of(answer, self.answers.values());
+        let (bucket, tag) = (home.bucket(), home.tag());
         let claims = || ways(&self.answers, bucket, AnswerBucket::<A>::CLAIMS);
         ensure!(!claims().any(|(_, claim)| claim_tag(claim) == tag), "others look like {answer:?}");
         let Some((word, _)) = claims().find(|&(_, claim)| claim == 0) else {
@@ -396,9 +398,9 @@ where
 
     /// Bucket and word of a client's claim on answers.
     fn find_claim(&self, answer: &FlowKey<A>, client: &FlowKey<A>) -> Option<(u32, u32)> {
-        let hash = Tuple::of(answer).hash();
-        let bucket = bucket_of(hash, self.answers.values());
-        let wanted = claim_of(tag_of(hash), ports(client));
+        let home = Home::of(answer, self.answers.values());
+        let bucket = home.bucket();
+        let wanted = claim_of(home.tag(), ports(client));
         let mut claims = ways(&self.answers, bucket, AnswerBucket::<A>::CLAIMS);
         let (word, _) = claims.find(|&(_, claim)| claim == wanted)?;
         let mut words = (0..).zip(client_words(client));
@@ -408,7 +410,7 @@ where
     }
 
     fn is_claimed_elsewhere(&self, answer: &FlowKey<A>, client: &FlowKey<A>) -> Result<bool> {
-        let bucket = bucket_of(Tuple::of(answer).hash(), self.answers.values());
+        let bucket = Home::of(answer, self.answers.values()).bucket();
         if self.answers.word(bucket, GATE) & GATE_OVERFLOWED == 0 {
             return Ok(false);
         }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::bucket::{BUCKET_WAYS, bucket_of};
-use lb_common::{Addr4, Addr6, Address, FlowKey, PROTO_TCP, Tuple};
+use lb_common::bucket::{BUCKET_WAYS, Home};
+use lb_common::{Addr4, Addr6, Address, FlowKey, PROTO_TCP};
 use lb_tests::packets::case::Packet;
 use lb_tests::packets::network::Mac;
 use lb_tests::packets::{Family, Verdict};
@@ -106,18 +106,17 @@ fn crowd(lab: &mut Lab, family: Family) -> Result<Vec<SocketAddr>> {
 
 /// The bucket that the answers of a backend to a client fall into.
 fn bucket(backend: SocketAddr, client: SocketAddr, buckets: u32) -> Result<u32> {
-    fn hash<A: Address>(source: A, destination: A, [source_port, destination_port]: [u16; 2]) -> u64 {
-        let protocol = PROTO_TCP;
+    fn of<A: Address>(source: A, destination: A, ports: [u16; 2], buckets: u32) -> u32 {
+        let ([source_port, destination_port], protocol) = (ports, PROTO_TCP);
         let answer = FlowKey { source, destination, source_port, destination_port, protocol, _pad: [0; 3] };
-        Tuple::of(&answer).hash()
+        Home::of(&answer, buckets).bucket()
     }
     let ports = [backend.port(), client.port()];
-    let hash = match (backend.ip(), client.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => hash(Addr4::from(from), Addr4::from(to), ports),
-        (IpAddr::V6(from), IpAddr::V6(to)) => hash(Addr6::from(from), Addr6::from(to), ports),
+    Ok(match (backend.ip(), client.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => of(Addr4::from(from), Addr4::from(to), ports, buckets),
+        (IpAddr::V6(from), IpAddr::V6(to)) => of(Addr6::from(from), Addr6::from(to), ports, buckets),
         mixed => bail!("addresses of two families: {mixed:?}"),
-    };
-    Ok(bucket_of(hash, buckets))
+    })
 }
 
 fn frame_of(lab: &Lab, client: SocketAddr, flags: &str) -> Result<Vec<u8>> {

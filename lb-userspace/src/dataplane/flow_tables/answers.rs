@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::Pod;
 use aya::maps::MapData;
-use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, bucket_of, claim_of, claim_tag, claim_word, tag_of};
+use lb_common::bucket::{BUCKET_WAYS, GATE_OVERFLOWED, Home, claim_of, claim_tag, claim_word};
 use lb_common::cache::{split_ports, wire_ports};
-use lb_common::{Address, AnswerBucket, Flow, FlowKey, Tuple};
+use lb_common::{Address, AnswerBucket, Flow, FlowKey};
 
 use crate::dataplane::sys::{self, Words};
 
@@ -107,10 +107,9 @@ struct Buckets<A> {
 impl<A: Address + Pod> Buckets<A> {
     /// Takes away the claim of an answer for a client; whether there was one.
     fn give_back(&self, answer: &FlowKey<A>, client: &FlowKey<A>) -> bool {
-        let hash = Tuple::of(answer).hash();
-        let wanted = claim_of(tag_of(hash), wire_ports(client.source_port, client.destination_port));
-        let bucket = bucket_of(hash, self.count);
-        let mut claims = self.claims(bucket..bucket + 1);
+        let home = Home::of(answer, self.count);
+        let wanted = claim_of(home.tag(), wire_ports(client.source_port, client.destination_port));
+        let mut claims = self.claims(home.bucket()..home.bucket() + 1);
         let is_it = |it: &Claim<A>| it.claim == wanted && it.client == [client.source, client.destination];
         let Some(found) = claims.find(is_it) else { return false };
         // If it cannot be taken, somebody else was faster.
@@ -120,7 +119,7 @@ impl<A: Address + Pod> Buckets<A> {
 
     /// Whether claims for some answers in this one's bucket are elsewhere.
     fn is_overflowed(&self, answer: &FlowKey<A>) -> bool {
-        let gate = bucket_of(Tuple::of(answer).hash(), self.count) * AnswerBucket::<A>::WORDS;
+        let gate = Home::of(answer, self.count).bucket() * AnswerBucket::<A>::WORDS;
         self.words.load(gate).is_some_and(|gate| gate & GATE_OVERFLOWED != 0)
     }
 
@@ -140,9 +139,8 @@ impl<A: Address + Pod> Buckets<A> {
     }
 
     fn is_of(&self, claim: &Claim<A>, answer: &FlowKey<A>) -> bool {
-        let hash = Tuple::of(answer).hash();
-        claim.word / AnswerBucket::<A>::WORDS == bucket_of(hash, self.count)
-            && claim_tag(claim.claim) == tag_of(hash)
+        let home = Home::of(answer, self.count);
+        claim.word / AnswerBucket::<A>::WORDS == home.bucket() && claim_tag(claim.claim) == home.tag()
     }
 
     fn take(&self, claim: &Claim<A>) -> bool {
@@ -155,7 +153,7 @@ mod tests {
     use super::*;
     use lb_common::{Addr6, PROTO_TCP, PROTO_UDP};
 
-    const COUNT: u32 = 4;
+    const COUNT: u32 = 40;
 
     fn address(last: u8) -> Addr6 {
         Addr6 { bytes: [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last] }
@@ -169,14 +167,13 @@ mod tests {
 
     /// A table in which the answer is claimed for the client in the third place of its bucket, and the bucket's number.
     fn claimed(answer: &FlowKey<Addr6>, client: &FlowKey<Addr6>) -> (Buckets<Addr6>, u32) {
-        let hash = Tuple::of(answer).hash();
+        let home = Home::of(answer, COUNT);
         let of_each = AnswerBucket::<Addr6>::WORDS as usize;
         let mut words = vec![0; of_each * COUNT as usize];
-        let bucket = bucket_of(hash, COUNT);
+        let bucket = home.bucket();
         let first = bucket as usize * of_each;
         words[first] = GATE_OVERFLOWED;
-        words[first + 1 + 2] =
-            claim_of(tag_of(hash), wire_ports(client.source_port, client.destination_port));
+        words[first + 1 + 2] = claim_of(home.tag(), wire_ports(client.source_port, client.destination_port));
         let pair = [client.source, client.destination].map(|address| address.bytes);
         for (word, bytes) in words[first + 8 + 2 * 4..].iter_mut().zip(pair.as_flattened().chunks_exact(8)) {
             *word = u64::from_ne_bytes(bytes.try_into().unwrap());
