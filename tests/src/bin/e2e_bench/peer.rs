@@ -157,10 +157,11 @@ fn haproxy(host: &Host, cpu: usize) -> Result<Running> {
 }
 
 fn nginx(host: &Host, cpu: usize) -> Result<Running> {
-    let mut text = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\ndaemon off;\n\
+    let mut text =
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nmaster_process off;\n\
                     worker_processes 1;\npid /run/nginx.pid;\nerror_log stderr error;\n\
                     events { worker_connections 8000; }\nstream {\n"
-        .to_owned();
+            .to_owned();
     for port in [REQUEST_PORT, BULK_PORT] {
         let servers: String = BACKENDS.iter().map(|address| format!(" server {address}:{port};")).collect();
         writeln!(text, "upstream port{port} {{{servers} }}")?;
