@@ -33,13 +33,12 @@ impl Site {
         let book = Book::default();
         let targets = self.targets();
         let file = Arc::new(piece()?);
-        let streams = (0..STREAMS)
-            .map(|number| (book.clone(), Arc::clone(&file), targets[number % targets.len()]))
-            .map(|(book, file, target)| pour(book, file, target));
+        let stream = |number| pour(book.clone(), Arc::clone(&file), targets[number % targets.len()]);
         let before = self.segments()?;
-        let pace = self.pace(&book, &servers.bulk, time, streams.collect())?;
-        let [sent, again] = self.segments()?;
-        Ok((pace, (again - before[1]) as f64 / (sent - before[0]) as f64))
+        let pace = self.pace(&book, &servers.bulk, time, (0..STREAMS).map(stream).collect())?;
+        let after = self.segments()?;
+        let [first, again] = [0, 1].map(|of| (after[of] - before[of]) as f64);
+        Ok((pace, again / (first + again)))
     }
 }
 

@@ -138,23 +138,29 @@ impl Site {
 
     /// Segments and datagrams that hosts have refused for their checksum.
     pub(crate) fn refused(&self) -> Result<u64> {
-        let errors = ["TcpInCsumErrors", "UdpInCsumErrors"];
-        Ok(count(&self.client, &errors)? + count(&self.backend, &errors)?)
+        let [tcp, udp] = counts([&self.client, &self.backend], ["TcpInCsumErrors", "UdpInCsumErrors"])?;
+        Ok(tcp + udp)
     }
 
-    /// Segments that were sent by whoever sends to the backends or to a proxy before them, and those that were sent again.
+    /// Segments that whoever sends to the backends, or to a proxy before them, has sent for the first time, and again.
     pub(crate) fn segments(&self) -> Result<[u64; 2]> {
-        let of = |names| Ok::<_, anyhow::Error>(count(&self.client, names)? + count(&self.balancer, names)?);
-        // The kernel counts in `TcpOutSegs` only what is sent for the first time.
-        Ok([of(&["TcpOutSegs", "TcpRetransSegs"])?, of(&["TcpRetransSegs"])?])
+        counts([&self.client, &self.balancer], ["TcpOutSegs", "TcpRetransSegs"])
     }
 }
 
-/// What counters of the kernel, as nstat(8) calls them, come to on a host.
-fn count(host: &Host, names: &[&str]) -> Result<u64> {
-    let counters = host.run(&format!("nstat --zeros --ignore --noupdate {}", names.join(" ")))?;
-    let counts = counters.success()?.stdout;
-    Ok(counts.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+/// What counters of the kernel, as nstat(8) calls them, come to on two hosts.
+fn counts<const N: usize>(hosts: [&Host; 2], names: [&str; N]) -> Result<[u64; N]> {
+    let mut counts = [0; N];
+    for host in hosts {
+        let line = format!("nstat --zeros --ignore --noupdate {}", names.join(" "));
+        let text = host.run(&line)?.success()?.stdout;
+        for (count, name) in counts.iter_mut().zip(names) {
+            let found = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+            let number = found.and_then(|number| number.parse::<u64>().ok());
+            *count += number.with_context(|| format!("nstat says nothing of {name}: {text}"))?;
+        }
+    }
+    Ok(counts)
 }
 
 fn prepare(host: &Host) -> Result<()> {
