@@ -9,8 +9,8 @@ pub const FRAME_WORDS: usize = 8;
 pub const PORT: u16 = 4000;
 
 /// Frames that the kernel makes at a time, and that are sent together or not at all. The more there are, the less often a
-/// CPU has to wake another; it is half of what the queue of a veth holds.
-pub const BATCH: u32 = 128;
+/// CPU has to wake another; but the queue of a veth holds 256, and must not run over while its CPU does something else.
+pub const BATCH: u32 = 64;
 
 /// What is to be sent: the only value of the map `order`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod cores;
 mod frames;
 mod goal;
 mod measure;
+mod memory;
 mod peer;
 mod rate;
 mod report;
@@ -23,6 +24,7 @@ use lb_tests::netns::Net;
 
 use crate::cores::{Cores, PROGRAMS, keep_on, make_urgent};
 use crate::measure::{Run, Times};
+use crate::memory::Backed;
 use crate::peer::Peer;
 use crate::rate::Way;
 use crate::report::{Measured, Report};
@@ -98,6 +100,7 @@ fn main() -> Result<()> {
     keep_on(0, cores.traffic)?;
     make_urgent(0, PROGRAMS)?;
     eprintln!("the balancer has CPU {}, everything else CPU {}", cores.balancer, cores.traffic);
+    let _backed = Backed::take()?;
     let net = Net::new()?;
     let sites: Result<Vec<Site>> =
         options.peers().map(|peer| Site::build(&net, peer, cores, &options.object)).collect();

@@ -1,0 +1,60 @@
+//! Memory that is there. A hypervisor gives a page to its guest when that writes to it for the first time, which takes 14 µs
+//! instead of one, and takes back what has been free for two seconds ("free page reporting"). Packets that are copied to
+//! pages of their own, as veth does for native XDP, were then slower by more than all else that happens to them.
+
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Bytes that are wanted; far more than is on its way at any time.
+const WANTED: u64 = 2 << 30;
+/// The part of the memory that is free which may be taken.
+const PART: u64 = 4;
+/// Bytes that a pipe holds: half of the least that is reported as free (`pageblock_order`).
+const PIPE: usize = 1 << 20;
+/// Bytes of the page that stays in each pipe.
+const PAGE: usize = 4096;
+/// Files that the rest of the benchmark may open.
+const OTHERS: u64 = 1024;
+
+/// Free memory of the kernel that the hypervisor has given and does not take back, until this is dropped: of all pages that
+/// were written to, a few between the others stay in use.
+#[derive(Debug)]
+pub(crate) struct Backed {
+    _pipes: Vec<(PipeReader, PipeWriter)>,
+}
+
+impl Backed {
+    /// Writes to so much of it as packets will need, as far as files may be opened and memory is free. Pages of pipes are of
+    /// the kind that packets are in, which no page of a process is.
+    pub(crate) fn take() -> Result<Self> {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot allow to open more files")?;
+        let wanted = WANTED.min(available()? / PART) / PIPE as u64;
+        let number = wanted.min(most.saturating_sub(OTHERS) / 2);
+        let bytes = vec![1; PIPE];
+        let mut pipes = Vec::new();
+        for _ in 0..number {
+            let (reader, mut writer) = pipe().context("cannot make a pipe")?;
+            fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE as i32)).context("cannot enlarge a pipe")?;
+            writer.write_all(&bytes)?;
+            pipes.push((reader, writer));
+        }
+        let mut bytes = vec![0; PIPE - PAGE];
+        for (reader, _) in &mut pipes {
+            reader.read_exact(&mut bytes)?;
+        }
+        Ok(Self { _pipes: pipes })
+    }
+}
+
+/// Bytes that are free or can be made so (proc_meminfo(5)).
+fn available() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(1024 * number.context("/proc/meminfo has no MemAvailable")?)
+}
