@@ -193,7 +193,7 @@ has a CPU of its own: what arrives at its interfaces is taken by kernel threads 
 the balancers that have some. Everything that makes or takes traffic shares the other CPU. Each peer has such a set of hosts, all \
 alike, and is shown to work first: every frame of 10,000 flows arrives with right checksums, requests and bulk arrive as they were \
 sent, and what lb counts is what was sent. All of this runs before everything else on the machine (SCHED_FIFO), packets before \
-programs. The kernel's peers are told their neighbours for good; lb finds its own.\n\n\
+programs. The kernel's peers are told their neighbours for good; lb finds its own. The kernel has 2 GiB for packets that a hypervisor has given already and does not take back.\n\n\
 Every packet that the balancer gets is one MTU, for every peer: TSO and GSO are off, and GRO merges nothing there. veth hands native XDP \
 no larger packets anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit. The hosts at both ends do \
 merge what they receive, as hosts do: they share a CPU, and without that it is them who are measured.\n\n\
