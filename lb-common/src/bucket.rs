@@ -22,8 +22,8 @@ pub const fn bucket_of(hash: u64, buckets: u32) -> u32 {
     (((hash >> 32) * buckets as u64) >> 32) as u32
 }
 
-/// Buckets beside each other in which answers to consecutive ports are claimed.
-const NEIGHBOURS: u16 = 4;
+/// Buckets beside each other in which answers to consecutive ports are claimed; there have to be as many.
+pub const NEIGHBOURS: u16 = 4;
 
 /// Where the tuple of an answer is claimed: its bucket and its tag. SNAT ports are given out one after the other, and buckets that lie
 /// together share pages of memory: looking up a page costs as much as the bucket. A port whose bucket is full, too, is followed by one
@@ -33,7 +33,7 @@ const NEIGHBOURS: u16 = 4;
 pub struct Home(u64);
 
 impl Home {
-    /// Among so many buckets, which have to be more than a few dozen.
+    /// Among so many buckets, at least [`NEIGHBOURS`].
     #[inline(always)]
     pub fn of<A: Address>(answer: &FlowKey<A>, buckets: u32) -> Self {
         let aside = answer.destination_port % NEIGHBOURS;
@@ -80,7 +80,7 @@ pub const fn claim_word(claim: u64) -> u32 {
     (claim >> 32) as u32
 }
 
-/// Value of the maps `answers_v4` and `answers_v6`: to which flows the answers with some tuples belong. The tag is that of an answer;
+/// Value of the maps `answers_v4` and `answers_v6`: to which flows the answers with some tuples belong. The tag is that of a [`Home`];
 /// the word has the ports of the client's packets, as they are in them. No two claims of a bucket have the same tag.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]

@@ -1,7 +1,7 @@
 //! How much room the maps are given that the configuration or the host decides on.
 
 use anyhow::{Context, Result, ensure};
-use lb_common::bucket::BUCKET_WAYS;
+use lb_common::bucket::{BUCKET_WAYS, NEIGHBOURS};
 use lb_common::lane::{LANE_WAYS, MAX_LANES};
 use lb_common::{
     ANSWERS_PER_THREE_FLOWS, Addr4, Addr6, Address, CachedFlow, FLOW_BUCKETS_PER_TWO_SLOTS,
@@ -161,6 +161,9 @@ impl Sizes {
         };
         let of_both = |[v4, v6]: [u32; 2]| (v4 == v6 && v4 != 0).then_some(v4);
         let (flow_buckets, answer_buckets) = (of_both(flows_at)?, of_both(answers)?);
+        if answer_buckets < NEIGHBOURS.into() {
+            return None;
+        }
         let adopted = Adopted { lanes, flow_buckets, answer_buckets };
         lanes.into_iter().all(usable).then_some(Self { adopted: Some(adopted), ..self })
     }
@@ -275,7 +278,13 @@ mod tests {
             Some((6000, 5000, Some(5000)))
         );
         assert_eq!((adopted([1; 2], [5000, 5001]), adopted([1; 2], [0; 2])), (None, None));
-        assert_eq!((adopted([5000, 5001], [1; 2]), adopted([0; 2], [1; 2])), (None, None));
+        assert_eq!((adopted([5000, 5001], [4; 2]), adopted([0; 2], [4; 2])), (None, None));
+        let few = |buckets| adopted([1; 2], [buckets; 2]).is_some();
+        assert_eq!(
+            (few(3), few(4)),
+            (false, true),
+            "answers to neighbouring ports have buckets of their own"
+        );
     }
 
     #[test]
@@ -293,7 +302,7 @@ mod tests {
     #[test]
     fn lanes_that_are_there_already_stay() {
         let lanes = |entries| {
-            let sizes = sizes(1 << 20, 2).with_adopted(entries, [1; 2], [1; 2]);
+            let sizes = sizes(1 << 20, 2).with_adopted(entries, [1; 2], [4; 2]);
             sizes.map(|sizes| (sizes.entries("lanes_v4"), sizes.lanes(Family::V6)))
         };
         assert_eq!(lanes([1 << 13, 1 << 14]), Some((Some(1 << 13), 1 << 13)));

@@ -188,6 +188,10 @@ mod tests {
         assert!(!buckets.give_back(&answer, &key(8, 100, (40_000, 80))), "the same ports, another client");
         assert!(!buckets.give_back(&answer, &key(7, 100, (40_001, 80))));
         assert!(!buckets.give_back(&key(10, 100, (8080, 31_416)), &client));
+        assert!(
+            !buckets.give_back(&key(10, 100, (8080, 31_414)), &client),
+            "the same tag in the next bucket"
+        );
         assert!(buckets.give_back(&answer, &client));
         assert!(!buckets.give_back(&answer, &client));
     }

@@ -100,7 +100,8 @@ fn main() -> Result<()> {
     keep_on(0, cores.traffic)?;
     make_urgent(0, PROGRAMS)?;
     eprintln!("the balancer has CPU {}, everything else CPU {}", cores.balancer, cores.traffic);
-    let _backed = Backed::take()?;
+    let backed = Backed::take()?;
+    eprintln!("the kernel has {} MiB for packets that stay here", backed.mebibytes());
     let net = Net::new()?;
     let sites: Result<Vec<Site>> =
         options.peers().map(|peer| Site::build(&net, peer, cores, &options.object)).collect();
@@ -114,7 +115,7 @@ fn main() -> Result<()> {
         let refused = site.refused()?;
         ensure!(refused == 0, "{}: {refused} packets arrived with a wrong checksum", site.peer.name());
     }
-    let report = Report::new(&measured, rounds, options.quick);
+    let report = Report::new(&measured, rounds, options.quick, backed.mebibytes());
     println!("\n{report}");
     report.write(&options.report)?;
     println!("every sample: {}; all of it took {:.0?}", options.report.display(), begin.elapsed());

@@ -75,6 +75,8 @@ pub(crate) struct Report {
     reached: Reached,
     rounds: u32,
     quick: bool,
+    /// MiB of memory for packets that no hypervisor takes back.
+    backed: usize,
     goals: Vec<Outcome>,
     rows: Vec<Row>,
 }
@@ -98,7 +100,7 @@ struct Row {
 
 impl Report {
     /// Of all rounds.
-    pub(crate) fn new(measured: &Measured, rounds: u32, quick: bool) -> Self {
+    pub(crate) fn new(measured: &Measured, rounds: u32, quick: bool, backed: usize) -> Self {
         let row = |(figure, peer): (Figure, Peer)| {
             let samples = measured.samples(figure, peer);
             (!samples.is_empty()).then(|| Row {
@@ -124,6 +126,7 @@ impl Report {
             reached: reached.filter(|(_, median)| median.is_finite()).collect(),
             rounds,
             quick,
+            backed,
             goals,
             rows: all.filter_map(row).collect(),
         }
@@ -163,7 +166,7 @@ impl Report {
     }
 
     fn document(&self) -> String {
-        let Self { machine, peers, .. } = self;
+        let Self { machine, peers, backed, .. } = self;
         let goals: String =
             self.goals.iter().map(|goal| format!("| {} |\n", goal.words().join(" | "))).collect();
         let rows: String = Figure::ALL.iter().flat_map(|figure| self.of(*figure)).map(Row::line).collect();
@@ -171,6 +174,8 @@ impl Report {
             "# Side by side with other balancers\n\n\
              Written by `cargo xtask bench e2e --save docs/benchmarks`.\n\n\
              {HOW}\n\n\
+             Memory that was free for a while a hypervisor takes back, and giving it again takes longer than all that happens to a packet \
+             which is copied there: {backed} MiB that the kernel may use for packets were kept from that.\n\n\
              {machine}; {}; {} rounds, in each of them one peer after the other; median (least - \
              most). A ratio is taken within each round.\n\n\
              ## Goals\n\n\
@@ -193,7 +198,7 @@ has a CPU of its own: what arrives at its interfaces is taken by kernel threads 
 the balancers that have some. Everything that makes or takes traffic shares the other CPU. Each peer has such a set of hosts, all \
 alike, and is shown to work first: every frame of 10,000 flows arrives with right checksums, requests and bulk arrive as they were \
 sent, and what lb counts is what was sent. All of this runs before everything else on the machine (SCHED_FIFO), packets before \
-programs. The kernel's peers are told their neighbours for good; lb finds its own. The kernel has 2 GiB for packets that a hypervisor has given already and does not take back.\n\n\
+programs. The kernel's peers are told their neighbours for good; lb finds its own.\n\n\
 Every packet that the balancer gets is one MTU, for every peer: TSO and GSO are off, and GRO merges nothing there. veth hands native XDP \
 no larger packets anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit. The hosts at both ends do \
 merge what they receive, as hosts do: they share a CPU, and without that it is them who are measured.\n\n\
@@ -206,6 +211,7 @@ The CPU time for a datagram is that of the kernel threads at this rate: the medi
 the bottleneck of all but the slowest peers, so what tells them apart is the *CPU time* of the balancer: of its kernel threads and its processes \
 by the scheduler's count; from `/proc/stat`, all that was not idle on its CPU. *Requests*: 64 bytes, one at a time every half a millisecond. *Bulk*: four connections, sent from a file by reference and thrown away unread, \
 under the congestion control \"reno\" whatever the machine's is: BBR loses one segment in six in the short queues of veth, and what is sent again would be measured. \
+Of segments sent again the share is told, of those to a backend and to a proxy; a proxy's acknowledgements count as segments. \
 What native XDP takes away from TCP on veth is in these figures, and no NIC does it: every packet is copied into a frame of its own on the balancer's CPU; on the other, its page \
 goes back to the kernel and is not used again, and its checksum is summed, which the kernel's peers did on the balancer's.";
 
