@@ -159,11 +159,8 @@ impl Sizes {
                 && of_each.is_power_of_two()
                 && (LANE_WAYS..=MAX_LANES).contains(&of_each)
         };
-        let of_both = |[v4, v6]: [u32; 2]| (v4 == v6 && v4 != 0).then_some(v4);
-        let (flow_buckets, answer_buckets) = (of_both(flows_at)?, of_both(answers)?);
-        if answer_buckets < NEIGHBOURS.into() {
-            return None;
-        }
+        let of_both = |[v4, v6]: [u32; 2], least| (v4 == v6 && v4 >= least).then_some(v4);
+        let (flow_buckets, answer_buckets) = (of_both(flows_at, 1)?, of_both(answers, NEIGHBOURS.into())?);
         let adopted = Adopted { lanes, flow_buckets, answer_buckets };
         lanes.into_iter().all(usable).then_some(Self { adopted: Some(adopted), ..self })
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// A computer and its kernel.
@@ -25,15 +26,25 @@ impl Machine {
         let (cpuinfo, meminfo) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
         let of_each_cpu = |name| cpuinfo.lines().filter_map(move |line| line.strip_prefix(name));
         let model = of_each_cpu("model name").next().map(|model| model.trim_start_matches(['\t', ' ', ':']));
-        let memory = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix(" kB"));
         Self {
             processor: model.unwrap_or("unknown processor").to_owned(),
             // Not those this process may use: it may have bound itself to one.
             cpus: of_each_cpu("processor").count(),
-            memory_mib: memory.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_default() / 1024,
+            memory_mib: bytes_of(&meminfo, "MemTotal:").unwrap_or_default() >> 20,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         }
     }
+}
+
+/// Bytes that a line of a file like `/proc/meminfo` tells, which begins with this name and has a number of KiB (proc(5)).
+///
+/// # Errors
+///
+/// If there is no such line.
+pub fn bytes_of(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
+    let number = line.and_then(|number| number.trim().parse::<u64>().ok());
+    Ok(1024 * number.with_context(|| format!("no line {name} with a number of kB"))?)
 }
 
 impl fmt::Display for Machine {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub use chart::{Bar, Chart};
 pub use goal::{Bound, Goal, Reached};
-pub use machine::Machine;
+pub use machine::{Machine, bytes_of};
 pub use merge::{PARTS, merge};
 pub use summary::Summary;
 

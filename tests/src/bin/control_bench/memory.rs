@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
+use lb_tests::report::bytes_of;
 
 /// Long enough for the kernel to free what nobody uses.
 const FREED: Duration = Duration::from_secs(3);
@@ -18,8 +19,8 @@ pub(crate) fn of_kernel() -> Result<f64> {
     let (begin, mut least) = (Instant::now(), f64::INFINITY);
     while begin.elapsed() < FREED {
         let text = fs::read_to_string("/proc/meminfo")?;
-        let parts = ["SUnreclaim:", "Percpu:", "VmallocUsed:"].iter().map(|name| kib(&text, name));
-        least = least.min(parts.sum::<Result<f64>>()?);
+        let parts = ["SUnreclaim:", "Percpu:", "VmallocUsed:"].iter().map(|name| bytes_of(&text, name));
+        least = least.min(parts.sum::<Result<u64>>()? as f64);
         thread::sleep(FREED / 100);
     }
     Ok(least)
@@ -28,7 +29,7 @@ pub(crate) fn of_kernel() -> Result<f64> {
 /// Resident memory of a process, in bytes (proc(5)).
 pub(crate) fn of_process(process: u32) -> Result<f64> {
     let path = Path::new("/proc").join(process.to_string()).join("status");
-    kib(&fs::read_to_string(path)?, "VmRSS:")
+    Ok(bytes_of(&fs::read_to_string(path)?, "VmRSS:")? as f64)
 }
 
 /// What the kernel says that a map holds, in bytes.
@@ -38,11 +39,4 @@ pub(crate) fn of_map(map: &MapData) -> Result<f64> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock")?;
     line.trim().parse().context("memlock is no number")
-}
-
-/// The value of a line in KiB, in bytes.
-fn kib(text: &str, name: &str) -> Result<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
-    let number: f64 = line.with_context(|| format!("no {name}"))?.trim().parse()?;
-    Ok(number * 1024.0)
 }

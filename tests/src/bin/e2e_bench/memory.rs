@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 
 use anyhow::{Context as _, Result};
+use lb_tests::report::bytes_of;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -61,9 +62,7 @@ impl Backed {
 /// Bytes that are free or can be made so (proc_meminfo(5)), for this process (cgroups(7), version 2).
 fn available() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    let of_all = 1024 * number.context("/proc/meminfo has no MemAvailable")?;
+    let of_all = bytes_of(&text, "MemAvailable:")?;
     Ok(left_to_group().map_or(of_all, |left| left.min(of_all)))
 }
 
