@@ -13,11 +13,11 @@ use core::ptr;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::PROTO_UDP;
-use lb_common::traffic::{Arrivals, BATCH, BLIND, CHECK, ECHO, FRAME_WORDS, Order, PORT, Progress, STAMPED};
+use lb_common::traffic::{Arrivals, BATCH, BLIND, CHECK, CUT_OFF, ECHO, FRAME_WORDS, Order, PORT, Progress, STAMPED};
 
 use crate::lay::{FIELDS_V4, lay_headers, load};
 
@@ -73,6 +73,10 @@ fn next_frame(ctx: &XdpContext) -> Option<u32> {
         return Some(XDP_DROP);
     }
     progress.sent += 1;
+    // SAFETY: the context is that of the running program, and nothing points into the packet yet.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, CUT_OFF as i32) } != 0 {
+        return None;
+    }
     lay_headers::<FRAME_WORDS>(ctx, &FIELDS_V4, &order.frame, progress.flow)?;
     progress.of_flow += 1;
     if progress.of_flow >= order.row {

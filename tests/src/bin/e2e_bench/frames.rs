@@ -12,7 +12,7 @@ use aya::programs::xdp::{XdpLinkId, XdpMode};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{EbpfLoader, TestRunAttrs};
 use etherparse::PacketBuilder;
-use lb_common::traffic::{Arrivals, BATCH, FRAME_WORDS, Order, PORT, Progress};
+use lb_common::traffic::{Arrivals, BATCH, CUT_OFF, FRAME_WORDS, Order, PORT, Progress};
 use lb_tests::netns::{Host, wait};
 use nix::net::if_::if_nametoindex;
 
@@ -90,6 +90,7 @@ impl Sender {
         let destination = if to_backend { crate::site::BACKENDS[0] } else { VIP };
         let frame = self.frame(destination.octets())?;
         let (words, _) = frame.as_chunks::<8>();
+        let data = [&[0; CUT_OFF], frame.as_slice()].concat();
         let interval_ns = if plan.rate.is_finite() { (f64::from(BATCH) * 1e9 / plan.rate) as u64 } else { 0 };
         let order = Order {
             frame: std::array::from_fn(|index| u64::from_ne_bytes(words[index])),
@@ -111,7 +112,7 @@ impl Sender {
             let (begin, send) = (Instant::now(), program(object, "send")?);
             loop {
                 let options = TestRunOptions {
-                    data_in: Some(&frame),
+                    data_in: Some(&data),
                     repeat: repetitions.next_multiple_of(BATCH),
                     attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
                     ..TestRunOptions::new()
