@@ -5,8 +5,8 @@ use crate::pod;
 /// Eight-byte words of a frame: Ethernet, IPv4, UDP and 22 bytes of payload.
 pub const FRAME_WORDS: usize = 8;
 
-/// Bytes before a frame that are cut off once it is made. The kernel lays frames of BPF_PROG_TEST_RUN 368 bytes behind the
-/// beginning of a page, over two cache lines; without so many it is 384, in one, as a NIC lays them.
+/// Bytes before a frame that are cut off once it is made. BPF_PROG_TEST_RUN lays frames 368 bytes behind the beginning of a page
+/// (kernel 6.18), over two cache lines; without so many it is 384, and they are in one, as a NIC lays them.
 pub const CUT_OFF: usize = 16;
 
 /// UDP port of the listener and of the backends.

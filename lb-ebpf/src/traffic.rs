@@ -17,7 +17,9 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::PROTO_UDP;
-use lb_common::traffic::{Arrivals, BATCH, BLIND, CHECK, CUT_OFF, ECHO, FRAME_WORDS, Order, PORT, Progress, STAMPED};
+use lb_common::traffic::{
+    Arrivals, BATCH, BLIND, CHECK, CUT_OFF, ECHO, FRAME_WORDS, Order, PORT, Progress, STAMPED,
+};
 
 use crate::lay::{FIELDS_V4, lay_headers, load};
 

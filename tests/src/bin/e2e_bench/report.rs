@@ -202,7 +202,9 @@ programs. The kernel's peers are told their neighbours for good; lb finds its ow
 Every packet that the balancer gets is one MTU, for every peer: TSO and GSO are off, and GRO merges nothing there. veth hands native XDP \
 no larger packets anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit. The hosts at both ends do \
 merge what they receive, as hosts do: they share a CPU, and without that it is them who are measured.\n\n\
-*UDP*: frames of 64 bytes, made by XDP programs and counted by XDP programs. The rate is the highest of which at most 1 % is lost, searched in \
+*UDP*: frames of 64 bytes, in one cache line as a NIC lays them, made by XDP programs and counted by XDP programs. The kernel's peers \
+hand veth one packet at a time, and wake the other CPU for it unless that is at work; XDP hands it up to 64. The rate is the highest \
+of which at most 1 % is lost, searched in \
 trials of 10 ms: 4 floods, then 64 that begin with what arrived of these and go up after two successes at a rate and down after four failures, in \
 steps of 2 % and more. Queues gain nothing: the time of a trial goes on until the last frame has arrived, and it fails if the last comes more than 3 % late. \
 What keeps a virtual machine from working for some milliseconds spoils a trial but can improve none, so two successes stand whatever else fails: the figure is \
