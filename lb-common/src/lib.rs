@@ -44,7 +44,7 @@ pub use settings::Settings;
 
 /// Version of everything in this crate that lives in a pinned map. A controller refuses to adopt maps that
 /// carry another one. Raise it with every change of a layout or of a field's meaning.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Slots in the map `backends`; twice the promised 16,384, so that a reload can place every new backend before
 /// the old ones have drained.
@@ -122,11 +122,13 @@ pub const SNAT_CURSORS: u32 = 4_096;
 pub const MAGLEV_SIZE: usize = 65_537;
 
 /// A slot of a Maglev table that names no backend.
-pub const NO_BACKEND: u32 = u32::MAX;
+pub const NO_BACKEND: u16 = u16::MAX;
 
-/// One whole Maglev table: the index into `backends` for each slot. It is the single value of an inner map, so
+/// One whole Maglev table: the index into `backends` for each slot, in 16 bits, for a new flow waits for its slot. It is the single value of an inner map, so
 /// that a table is replaced by one update of the outer map and no packet sees half of one.
-pub type MaglevTable = [u32; MAGLEV_SIZE];
+pub type MaglevTable = [u16; MAGLEV_SIZE];
+
+const _: () = assert!(MAX_BACKENDS <= NO_BACKEND as u32);
 
 /// CPUs that a host may have (power of two).
 pub const MAX_CPUS: u32 = 4_096;

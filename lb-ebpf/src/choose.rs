@@ -131,7 +131,7 @@ fn table_entry(set: u32, slot: u32) -> Option<u32> {
     let slot = core::hint::black_box(slot) as usize;
     match *table.get(slot)? {
         NO_BACKEND => None,
-        id => Some(id),
+        id => Some(id.into()),
     }
 }
 

@@ -66,7 +66,7 @@ impl Balancer {
     /// balancer's choice, so that is taken from the output, if it is one that may be chosen.
     pub(crate) fn to_backend(&self, input: &Packet, output: &[u8], service: Service) -> Result<Packet> {
         let family = input.family();
-        let id = self.tables[family as usize][input.slot(Listener::FIVE_TUPLE)];
+        let id = self.tables[family as usize][input.slot(Listener::FIVE_TUPLE)].into();
         let mut expected = *input;
         if service.translates_source() {
             let port = source_of(output, family)?.port();
