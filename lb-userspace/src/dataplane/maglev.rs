@@ -62,8 +62,7 @@ fn walks(members: &[Member]) -> Vec<Walk> {
     members
         .iter()
         .map(|member| Walk {
-            // Below `MAX_BACKENDS`, as every id.
-            id: member.id as u16,
+            id: u16::try_from(member.id).expect("an id is below MAX_BACKENDS"),
             next: (hash(member.address, 1) % size) as u32,
             skip: (hash(member.address, 2) % (size - 1) + 1) as u32,
             weight: member.weight.into(),
