@@ -6,7 +6,8 @@ use crate::pod;
 pub const FRAME_WORDS: usize = 8;
 
 /// Bytes before a frame that are cut off once it is made. BPF_PROG_TEST_RUN lays frames 368 bytes behind the beginning of a page
-/// (kernel 6.18), over two cache lines; without so many it is 384, and they are in one, as a NIC lays them.
+/// (kernel 6.18), over two cache lines; without so many it is 384, and their bytes are in one, as a NIC lays them. What the kernel
+/// keeps of a frame stays where it is, in two lines.
 pub const CUT_OFF: usize = 16;
 
 /// UDP port of the listener and of the backends.

@@ -1,6 +1,7 @@
 //! One CPU for the balancer, another for all that makes and takes its traffic.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,18 +60,48 @@ fn schedule(thread: i32, policy: i32, priority: i32) -> Result<()> {
     Errno::result(outcome).map(drop).with_context(|| format!("cannot set the priority of thread {thread}"))
 }
 
-/// Keeps CPUs from being idle, by threads that run when nothing else does. An idle CPU of a virtual machine is given to
-/// others, and it may take milliseconds to get it back: far longer than the queues of a balancer last that has nothing to
-/// do for a moment because it is fast.
+/// Keeps CPUs from halting when they have nothing to do. An idle CPU of a virtual machine is given to others, and it may take
+/// milliseconds to get it back: far longer than the queues of a balancer last that has nothing to do for a moment because it is
+/// fast. And whoever wakes a CPU that has halted sends it an interrupt, which a hypervisor makes dear.
 #[derive(Debug)]
 pub(crate) struct Awake {
-    is_over: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<()>>>,
+    /// While this file is open the kernel looks for work all the time when a CPU is idle, and sees by itself what others give
+    /// it (Documentation/power/pm_qos_interface.rst).
+    _wish: Option<File>,
+    /// Where the kernel cannot, threads run when nothing else does.
+    _spinning: Option<Spinning>,
 }
 
 impl Awake {
     /// Until it is dropped.
     pub(crate) fn keep(cpus: &[usize]) -> Self {
+        let wish = wish_no_latency();
+        let spinning = wish.is_none().then(|| Spinning::on(cpus));
+        Self { _wish: wish, _spinning: spinning }
+    }
+}
+
+/// Has the kernel poll on idle CPUs; `None` where it knows but one way to be idle.
+fn wish_no_latency() -> Option<File> {
+    let first = fs::read_to_string("/sys/devices/system/cpu/cpu0/cpuidle/state0/name").ok()?;
+    if first.trim() != "POLL" {
+        return None;
+    }
+    let mut wish = File::options().write(true).open("/dev/cpu_dma_latency").ok()?;
+    // Microseconds.
+    wish.write_all(&0_i32.to_ne_bytes()).ok()?;
+    Some(wish)
+}
+
+/// Threads that keep CPUs busy.
+#[derive(Debug)]
+pub(crate) struct Spinning {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Spinning {
+    fn on(cpus: &[usize]) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let keep = |cpu: &usize| {
             let (cpu, is_over) = (*cpu, Arc::clone(&is_over));
@@ -88,7 +119,7 @@ impl Awake {
     }
 }
 
-impl Drop for Awake {
+impl Drop for Spinning {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

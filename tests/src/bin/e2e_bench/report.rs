@@ -202,13 +202,14 @@ programs. The kernel's peers are told their neighbours for good; lb finds its ow
 Every packet that the balancer gets is one MTU, for every peer: TSO and GSO are off, and GRO merges nothing there. veth hands native XDP \
 no larger packets anyway, so lb could not use what the kernel saves with them; a NIC does not have this limit. The hosts at both ends do \
 merge what they receive, as hosts do: they share a CPU, and without that it is them who are measured.\n\n\
-*UDP*: frames of 64 bytes, in one cache line as a NIC lays them, made by XDP programs and counted by XDP programs. The kernel's peers \
+*UDP*: frames of 64 bytes, in one cache line as a NIC lays them (kernel 6.18), made and counted by XDP programs. The kernel's peers \
 hand veth one packet at a time, and wake the other CPU for it unless that is at work; XDP hands it up to 64. The rate is the highest \
 of which at most 1 % is lost, searched in \
 trials of 10 ms: 4 floods, then 64 that begin with what arrived of these and go up after two successes at a rate and down after four failures, in \
 steps of 2 % and more. Queues gain nothing: the time of a trial goes on until the last frame has arrived, and it fails if the last comes more than 3 % late. \
 What keeps a virtual machine from working for some milliseconds spoils a trial but can improve none, so two successes stand whatever else fails: the figure is \
-what arrived in the second best. So that a CPU with nothing to do for a moment is not taken away, a thread that yields to everything keeps it busy. \
+what arrived in the second best. A CPU with nothing to do for a moment does not halt, lest it is \
+taken away and costs an interrupt to wake: the kernel polls (PM QoS) or, where it cannot, a thread that yields to everything keeps it busy. \
 The CPU time for a datagram is that of the kernel threads at this rate: the median of all trials that came within 10 % of it, 8 of them made only for this. *Short TCP connections*: 32 at a time connect, ask 64 bytes, get 64 bytes, close. The other CPU, which is client and server, is \
 the bottleneck of all but the slowest peers, so what tells them apart is the *CPU time* of the balancer: of its kernel threads and its processes \
 by the scheduler's count; from `/proc/stat`, all that was not idle on its CPU. *Requests*: 64 bytes, one at a time every half a millisecond. *Bulk*: four connections, sent from a file by reference and thrown away unread, \
