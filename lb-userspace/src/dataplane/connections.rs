@@ -134,7 +134,7 @@ impl Connections {
         if version != LAYOUT_VERSION {
             bail!(
                 "the maps in {} are of layout {version}, this program reads layout {LAYOUT_VERSION}: use the `lb` that \
-                 runs there",
+                 filled them, or run `lb detach` (this ends their connections) and start again",
                 pins.display()
             );
         }
