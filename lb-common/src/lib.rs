@@ -124,8 +124,8 @@ pub const MAGLEV_SIZE: usize = 65_537;
 /// A slot of a Maglev table that names no backend.
 pub const NO_BACKEND: u16 = u16::MAX;
 
-/// One whole Maglev table: the index into `backends` for each slot, in 16 bits, for a new flow waits for its slot. It is the single value of an inner map, so
-/// that a table is replaced by one update of the outer map and no packet sees half of one.
+/// One whole Maglev table: the index into `backends` for each slot, in 16 bits, since there is a table for each set. It is the
+/// single value of an inner map, so that a table is replaced by one update of the outer map and no packet sees half of one.
 pub type MaglevTable = [u16; MAGLEV_SIZE];
 
 const _: () = assert!(MAX_BACKENDS <= NO_BACKEND as u32);

@@ -133,8 +133,7 @@ impl Connections {
         let version = settings.get(&0, 0).context("cannot read the map `settings`")?.layout_version;
         if version != LAYOUT_VERSION {
             bail!(
-                "the maps in {} are of layout {version}, this program reads layout {LAYOUT_VERSION}: use the `lb` that \
-                 filled them, or run `lb detach` (this ends their connections) and start again",
+                "the maps in {} are of layout {version}, this program reads layout {LAYOUT_VERSION}: {WAY_OUT}",
                 pins.display()
             );
         }
@@ -184,6 +183,10 @@ impl Connections {
     }
 }
 
+/// What to do about maps of another version.
+const WAY_OUT: &str =
+    "use the `lb` that filled them, or run `lb detach` (this ends their connections) and start again";
+
 /// Opens a pinned map and compares its shape, which decides how much the kernel reads and writes.
 fn pinned(pins: &Path, name: &str, key: usize, value: usize) -> Result<MapData> {
     let path = pins.join(name);
@@ -193,10 +196,7 @@ fn pinned(pins: &Path, name: &str, key: usize, value: usize) -> Result<MapData> 
     let info = map.info().with_context(|| format!("cannot look at {}", path.display()))?;
     let found = (info.key_size() as usize, info.value_size() as usize);
     if found != (key, value) {
-        bail!(
-            "{} holds other keys and values than this program's: use the `lb` that runs there",
-            path.display()
-        );
+        bail!("{} holds other keys and values than this program's: {WAY_OUT}", path.display());
     }
     Ok(map)
 }

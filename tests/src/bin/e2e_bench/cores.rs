@@ -62,13 +62,13 @@ fn schedule(thread: i32, policy: i32, priority: i32) -> Result<()> {
 
 /// Keeps CPUs from halting when they have nothing to do. An idle CPU of a virtual machine is given to others, and it may take
 /// milliseconds to get it back: far longer than the queues of a balancer last that has nothing to do for a moment because it is
-/// fast. And whoever wakes a CPU that has halted sends it an interrupt, which a hypervisor makes dear.
+/// fast.
 #[derive(Debug)]
 pub(crate) struct Awake {
-    /// While this file is open the kernel looks for work all the time when a CPU is idle, and sees by itself what others give
-    /// it (Documentation/power/pm_qos_interface.rst).
+    /// While this file is open an idle CPU looks for work all the time (Documentation/power/pm_qos_interface.rst), and sees what
+    /// others give it without the interrupt that any other CPU is sent, and that a hypervisor makes dear.
     _wish: Option<File>,
-    /// Where the kernel cannot, threads run when nothing else does.
+    /// Where the kernel cannot do that, threads run when nothing else does.
     _spinning: Option<Spinning>,
 }
 
@@ -95,7 +95,7 @@ fn wish_no_latency() -> Option<File> {
 
 /// Threads that keep CPUs busy.
 #[derive(Debug)]
-pub(crate) struct Spinning {
+struct Spinning {
     is_over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
