@@ -216,11 +216,18 @@ fn a_stopped_controller_leaves_the_data_plane_and_detach_removes_it() -> Result<
     let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, family).to_string(), 3)?;
     lb.stop()?;
     traffic::curl_many(&lab.client, family.vip_port(80), REQUESTS)?;
-    let not_running = 4;
-    Lb::command(&lab.balancer, "status")?.exit_code(not_running)?;
+    let still = "eth0 goes on forwarding with the last rotation";
+    ensure!(says_it_does_not_run(&lab)?.contains(still), "status keeps silent about the data plane");
 
     Lb::detach(&lab.balancer)?;
+    ensure!(!says_it_does_not_run(&lab)?.contains("forwarding"), "status still speaks of a data plane");
     assert_detached(&lab.balancer, family)
+}
+
+/// What `lb status` says where no controller runs.
+fn says_it_does_not_run(lab: &Lab) -> Result<String> {
+    let not_running = 4;
+    Ok(Lb::command(&lab.balancer, "status")?.exit_code(not_running)?.stderr)
 }
 
 #[test]

@@ -24,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::api::Action;
+use crate::dataplane::pinned_interfaces;
 use crate::instance::Instance;
 
 /// Exit status: it went well, or the instance is OK.
@@ -181,12 +182,21 @@ async fn dispatch(command: Command) -> Result<u8> {
     }
 }
 
-/// Says that an instance does not run.
+/// Says that an instance does not run, and what it has left that forwards without it.
 fn not_running(instance: &Instance) -> u8 {
     eprintln!(
         "lb: instance `{}` is not running (nobody answers at {})",
         instance.name(),
         instance.socket().display()
     );
+    // Whoever may not look into the directory learns as much as there is to see.
+    let attached = pinned_interfaces(&instance.pins()).unwrap_or_default();
+    if !attached.is_empty() {
+        eprintln!(
+            "lb: its data plane on {} goes on forwarding with the last rotation, but nobody checks the backends: `lb run` \
+             takes it over, or says why it cannot; `lb detach` removes it",
+            attached.join(", ")
+        );
+    }
     NOT_RUNNING
 }
