@@ -29,8 +29,25 @@ const CALM: f64 = 1.2;
 /// Packets of one flow after which a CPU uses its cache again, though too many flows had made it give up.
 const SETTLED: u32 = 17 << 20;
 
+/// The least that replaying has cost until now, by the first case of each group.
+#[derive(Debug, Default)]
+pub(crate) struct Calmest(Vec<(Case, f64)>);
+
+impl Calmest {
+    /// That of a group; `cost` is the latest.
+    fn of(&mut self, replaying: &Case, cost: f64) -> f64 {
+        let known = self.0.iter_mut().find(|(case, _)| case == replaying);
+        if let Some((_, least)) = known {
+            *least = least.min(cost);
+            return *least;
+        }
+        self.0.push((*replaying, cost));
+        cost
+    }
+}
+
 /// Everything that is loaded.
-pub(crate) struct Bench {
+pub(crate) struct Bench<'a> {
     replay: Replay,
     /// Holds a million established flows of each family.
     balancer: Balancer,
@@ -38,13 +55,17 @@ pub(crate) struct Bench {
     flows: Flows,
     /// A backend's answer in flow 0.
     answers: Vec<(Case, Packet)>,
-    /// The least that replaying ever cost, by the first case of each group.
-    calmest: Vec<(Case, f64)>,
+    calmest: &'a mut Calmest,
 }
 
-impl Bench {
+impl<'a> Bench<'a> {
     /// Loads the programs and establishes the flows.
-    pub(crate) fn prepare(object: &Path, host: &Host, idle: [&str; 2]) -> Result<Self> {
+    pub(crate) fn prepare(
+        object: &Path,
+        host: &Host,
+        idle: [&str; 2],
+        calmest: &'a mut Calmest,
+    ) -> Result<Self> {
         let mut replay = Replay::load(object, host, idle)?;
         let lookup = Case::repeated(Subject::Lookup, Family::V4, MANY);
         replay.fill_unit(&lookup.packet(), MANY)?;
@@ -55,7 +76,7 @@ impl Bench {
         for family in Family::ALL {
             answers.extend(establish(&mut replay, &balancer, &mut flows, family)?);
         }
-        Ok(Self { replay, balancer, flows, answers, calmest: Vec::new() })
+        Ok(Self { replay, balancer, flows, answers, calmest })
     }
 
     /// Slots for half-open flows on a CPU.
@@ -86,23 +107,12 @@ impl Bench {
                 *least = least.min(time);
             }
             least[0] = least[0].min(after);
-            calm += u32::from(before.max(after) <= CALM * self.calmest(replaying, least[0]));
+            calm += u32::from(before.max(after) <= CALM * self.calmest.of(replaying, least[0]));
             if calm == passes.calm {
                 break;
             }
         }
         Ok(least)
-    }
-
-    /// The least that replaying has cost until now; `cost` is the latest.
-    fn calmest(&mut self, replaying: &Case, cost: f64) -> f64 {
-        let known = self.calmest.iter_mut().find(|(case, _)| case == replaying);
-        if let Some((_, least)) = known {
-            *least = least.min(cost);
-            return *least;
-        }
-        self.calmest.push((*replaying, cost));
-        cost
     }
 
     /// Measures a case once: nanoseconds for a packet, replaying included.
@@ -298,7 +308,7 @@ pub(crate) fn stay_on(cpu: usize) -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &only).context("cannot choose a CPU to run on")
 }
 
-impl Bench {
+impl Bench<'_> {
     /// Measures a case of established flows while another CPU runs the same program on the same flows: what a packet costs, in
     /// costs of a packet alone. `companion` is a replay that nobody else uses.
     pub(crate) fn measure_beside(&mut self, case: &Case, companion: &mut Replay, cpu: usize) -> Result<f64> {
