@@ -40,14 +40,14 @@ const CHECKED_FLOWS: u32 = 10_000;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench e2e", about = "Measures lb side by side with other balancers")]
 struct Options {
-    /// How often everything is measured, one peer after the other [default: 5, with --quick 3].
+    /// How often everything is measured, one peer after the other [default: 9, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Shorter runs and fewer of them: about five minutes in place of eight.
+    /// Shorter runs and fewer of them: about five minutes in place of fifteen.
     #[arg(long)]
     quick: bool,
     /// No further round is begun, after the third, that would not end within so many minutes.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 15)]
     minutes: u64,
     /// Only these peers, by a part of their names; may be given several times.
     #[arg(long)]
@@ -68,7 +68,7 @@ struct Options {
 
 impl Options {
     fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
+        self.rounds.unwrap_or(if self.quick { 3 } else { 9 })
     }
 
     fn times(&self) -> Times {
