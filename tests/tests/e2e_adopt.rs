@@ -224,6 +224,20 @@ fn a_stopped_controller_leaves_the_data_plane_and_detach_removes_it() -> Result<
     assert_detached(&lab.balancer, family)
 }
 
+#[test]
+fn nobody_is_told_that_a_data_plane_forwards_whose_interface_is_gone() -> Result<()> {
+    let lab = Lab::one_arm()?;
+    let lb = Lb::start_with_rotation(&lab.balancer, &Config::new(&lab, Family::V4).to_string(), 3)?;
+    lb.stop()?;
+    ensure!(says_it_does_not_run(&lab)?.contains("forwarding"), "status keeps silent about the data plane");
+
+    // One of the same name is not the one that it was attached to.
+    lab.balancer.run_all(&["ip link delete eth0", "ip link add eth0 type veth peer name other"])?;
+    let said = says_it_does_not_run(&lab)?;
+    ensure!(!said.contains("forwarding"), "{said}");
+    Lb::detach(&lab.balancer)
+}
+
 /// What `lb status` says where no controller runs.
 fn says_it_does_not_run(lab: &Lab) -> Result<String> {
     let not_running = 4;

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::names::Names;
-use super::{FAILED, OK, Target, not_running};
+use super::{FAILED, OK, Target, no_data_plane};
 use crate::dataplane::connections::{Connection, Connections as Maps, Filter, State, Which};
 use crate::instance::Instance;
 
@@ -54,7 +54,7 @@ struct Row<'a> {
 impl Connections {
     pub(super) async fn execute(&self) -> Result<u8> {
         let instance = self.target.instance()?;
-        let Some(maps) = Maps::open(&instance.pins())? else { return Ok(not_running(&instance)) };
+        let Some(maps) = Maps::open(&instance.pins())? else { return Ok(no_data_plane(&instance)) };
         let names = Names::find(&instance, &maps).await?;
         let filter = match names.filter(self.listener.as_deref(), self.backend.as_deref()) {
             Ok(filter) => filter,

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use etherparse::PacketBuilder;
 use lb_common::{Explanation, InterfaceMac, NextHop, Reason};
-use nix::net::if_::{if_indextoname, if_nametoindex};
+use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 
 use super::names::Names;
-use super::{OK, Target, not_running};
+use super::{OK, Target, no_data_plane};
 use crate::dataplane::connections::Connections as Maps;
 use crate::dataplane::explain::{Explainer, interfaces};
+use crate::network::interface_name;
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -104,7 +105,7 @@ impl Explain {
         let instance = self.target.instance()?;
         let pins = instance.pins();
         let (Some(explainer), Some(maps)) = (Explainer::open(&pins)?, Maps::open(&pins)?) else {
-            return Ok(not_running(&instance));
+            return Ok(no_data_plane(&instance));
         };
         let (index, interface, own) = self.interface(interfaces(&pins)?)?;
         let explanation = explainer.explain(&self.frame(&own)?, index)?;
@@ -121,10 +122,9 @@ impl Explain {
 
     /// The interface that the packet comes in through: its index and name, and what the program knows of it.
     fn interface(&self, attached: Vec<(u32, InterfaceMac)>) -> Result<(u32, String, InterfaceMac)> {
-        let name_of = |index| if_indextoname(index).map(|name| name.to_string_lossy().into_owned());
         let Some(wanted) = &self.iface else {
             let first =
-                attached.into_iter().find_map(|(index, own)| Some((index, name_of(index).ok()?, own)));
+                attached.into_iter().find_map(|(index, own)| Some((index, interface_name(index)?, own)));
             return first.context("the data plane is attached to no interface of this network namespace");
         };
         let index = if_nametoindex(wanted.as_str())
@@ -133,7 +133,7 @@ impl Explain {
             Some(&(_, own)) => Ok((index, wanted.clone(), own)),
             None => {
                 let names: Vec<String> =
-                    attached.iter().filter_map(|(index, _)| name_of(*index).ok()).collect();
+                    attached.iter().filter_map(|(index, _)| interface_name(*index)).collect();
                 bail!(
                     "--iface {wanted}: the data plane is not attached there, so it never sees the packet; it is \
                      attached to: {}",
@@ -272,9 +272,9 @@ impl Becomes {
 impl Leaves {
     fn new(next_hop: &NextHop, mtu: u32) -> Self {
         let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-        let name = if_indextoname(next_hop.ifindex).map(|name| name.to_string_lossy().into_owned());
+        let name = interface_name(next_hop.ifindex);
         Self {
-            interface: name.unwrap_or_else(|_| format!("#{}", next_hop.ifindex)),
+            interface: name.unwrap_or_else(|| format!("#{}", next_hop.ifindex)),
             source_mac: mac(next_hop.local),
             destination_mac: mac(next_hop.peer),
             mtu: (mtu != 0).then_some(mtu),

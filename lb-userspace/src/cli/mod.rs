@@ -24,8 +24,9 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::api::Action;
-use crate::dataplane::pinned_interfaces;
+use crate::dataplane::explain::interfaces;
 use crate::instance::Instance;
+use crate::network::interface_name;
 
 /// Exit status: it went well, or the instance is OK.
 const OK: u8 = 0;
@@ -182,21 +183,36 @@ async fn dispatch(command: Command) -> Result<u8> {
     }
 }
 
-/// Says that an instance does not run, and what it has left that forwards without it.
+/// Says that an instance does not run, and whether what it has left forwards without it.
 fn not_running(instance: &Instance) -> u8 {
-    eprintln!(
-        "lb: instance `{}` is not running (nobody answers at {})",
-        instance.name(),
-        instance.socket().display()
-    );
-    // Whoever may not look into the directory learns as much as there is to see.
-    let attached = pinned_interfaces(&instance.pins()).unwrap_or_default();
-    if !attached.is_empty() {
-        eprintln!(
-            "lb: its data plane on {} goes on forwarding with the last rotation, but nobody checks the backends: `lb run` \
-             takes it over, or says why it cannot; `lb detach` removes it",
-            attached.join(", ")
-        );
+    let name = instance.name();
+    eprintln!("lb: instance `{name}` is not running (nobody answers at {})", instance.socket().display());
+    match interfaces(&instance.pins()) {
+        Ok(attached) => {
+            let names: Vec<String> =
+                attached.into_iter().filter_map(|(index, _)| interface_name(index)).collect();
+            if !names.is_empty() {
+                eprintln!(
+                    "lb: its data plane on {} goes on forwarding with the last rotation, but nobody checks the backends: \
+                     the next start takes it over, or says why it cannot; `lb detach --instance {name}` removes it",
+                    names.join(", ")
+                );
+            }
+        }
+        Err(error) if instance.has_pins() => {
+            eprintln!("lb: whether its data plane goes on forwarding cannot be seen: {error:#}");
+        }
+        Err(_) => {}
     }
+    NOT_RUNNING
+}
+
+/// Says that an instance has no data plane, or one that is not complete.
+fn no_data_plane(instance: &Instance) -> u8 {
+    eprintln!(
+        "lb: instance `{}` has no complete data plane in {}: it has not been started, or is just starting",
+        instance.name(),
+        instance.pins().display()
+    );
     NOT_RUNNING
 }

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use lb_common::{Event, Kind, PROTO_TCP, PROTO_UDP, Reason};
-use nix::net::if_::if_indextoname;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{debug, error};
 
 use crate::dataplane::EventSource;
 use crate::dataplane::clock::Tick;
+use crate::network::interface_name;
 
 /// Events that are kept.
 const KEPT: usize = 256;
@@ -142,8 +142,7 @@ fn protocol(number: u8) -> Option<String> {
 
 /// The name of an interface; its number when it is gone.
 fn interface(index: u32) -> String {
-    let name = if_indextoname(index).ok();
-    name.map_or_else(|| index.to_string(), |name| name.to_string_lossy().into_owned())
+    interface_name(index).unwrap_or_else(|| index.to_string())
 }
 
 #[cfg(test)]

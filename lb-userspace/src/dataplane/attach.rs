@@ -177,26 +177,16 @@ impl Dataplane {
     /// If the pin directory cannot be read.
     pub fn pinned_interfaces(&self) -> Result<Vec<String>> {
         let Some(pins) = &self.pins else { return Ok(Vec::new()) };
-        pinned_interfaces(pins)
-    }
-}
-
-/// Interfaces that a pin directory holds a link for: there the data plane forwards, whether a controller runs or not.
-///
-/// # Errors
-///
-/// If the directory cannot be read.
-pub fn pinned_interfaces(pins: &Path) -> Result<Vec<String>> {
-    let mut interfaces = Vec::new();
-    for entry in fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))? {
-        let name = entry?.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("link_")) else { continue };
-        if let Some((_, interface)) = rest.split_once('_') {
-            interfaces.push(interface.replace("%2E", ".").replace("%25", "%"));
+        let mut interfaces = Vec::new();
+        for entry in fs::read_dir(pins).with_context(|| format!("cannot read {}", pins.display()))? {
+            let name = entry?.file_name();
+            let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("link_")) else { continue };
+            if let Some((_, interface)) = rest.split_once('_') {
+                interfaces.push(interface.replace("%2E", ".").replace("%25", "%"));
+            }
         }
+        Ok(interfaces)
     }
-    interfaces.sort_unstable();
-    Ok(interfaces)
 }
 
 /// Removes a pinned data plane: links first, so that no packet is forwarded from maps that are half gone.

@@ -40,7 +40,7 @@ pub mod records;
 mod sizes;
 mod sys;
 
-pub use attach::{AttachedMode, Attachment, detach, pinned_interfaces};
+pub use attach::{AttachedMode, Attachment, detach};
 pub use collect::{Census, Collector, Limits};
 pub use load::{Dataplane, EventSource, LoadOptions, Origin};
 pub use maps::{Maps, Tally};

@@ -17,6 +17,7 @@ pub use error::Error;
 pub use netlink_packet_route::neighbour::NeighbourState;
 
 use netlink::Netlink;
+use nix::net::if_::if_indextoname;
 
 /// An Ethernet address, as on the wire.
 pub type Mac = [u8; 6];
@@ -67,4 +68,22 @@ pub fn neighbour_state(address: IpAddr) -> Option<NeighbourState> {
         tracing::debug!(%address, %error, "cannot ask for the state of a neighbour");
         None
     })
+}
+
+/// The name of an interface of this network namespace; `None` if there is none of this number.
+pub fn interface_name(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok()?.to_string_lossy().into_owned();
+    // nix takes the null pointer, by which the C library says that there is none, for success.
+    (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_has_no_name() {
+        assert_eq!(interface_name(1).as_deref(), Some("lo"));
+        assert_eq!(interface_name(i32::MAX as u32), None);
+    }
 }
