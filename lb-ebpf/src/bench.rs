@@ -102,9 +102,9 @@ fn replay<const WORDS: usize>(ctx: &XdpContext, fields: &Fields) -> Option<u32> 
     Some(verdict)
 }
 
-/// Waits until the headers are in the cache, where those of a NIC's packet are: the processor lays them into a queue first, and a load
-/// that wants bytes of two stores which are still there waits for both. An atomic operation does not begin before the queue is
-/// empty; that it counts is of no use. On other machines than x86-64 it may wait for less.
+/// Waits until the headers have left the processor's store queue, where no NIC's packet ever is: a load that wants bytes of two
+/// stores in it waits for both. An atomic operation does not begin before the queue is empty; its count is not used. It ends what
+/// one packet and the next overlap, too. On other machines than x86-64 it may wait for less.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn finish_laying(laid: *mut u64) {

@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     let mut calmest = Calmest::default();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}: making {} flows of each family", options.rounds, case::MANY);
-        // Where programs and maps come to lie is chance, and makes a hot lookup a tenth dearer or cheaper: no round is to
+        // Where programs and maps come to lie is chance, and makes a hot lookup up to a tenth dearer or cheaper: no round is to
         // share it with another.
         let mut bench = Bench::prepare(&options.object, &host, ["idle0", "idle1"], &mut calmest)?;
         if measured.is_empty() {

@@ -187,9 +187,9 @@ impl Part for Report {
             "# What a packet costs\n\n\
              Written by `cargo xtask bench packet --save docs/benchmarks`: the loaded program, run by BPF_PROG_TEST_RUN on one CPU. A \
              program that is repeated sees its own output, so another one lays the packet anew each time and calls it; what that costs \
-             is measured with an empty program beside each group of cases and subtracted, and so is waiting until the packet is in the \
-             cache: a NIC's packet is in no processor's store queue. Each round loads programs and maps afresh, since where they come to \
-             lie makes a hot lookup a tenth dearer or cheaper, and takes the least of several passes: each \
+             is measured with an empty program beside each group of cases and subtracted, and so is waiting until the packet has left \
+             the processor's store queue, where no NIC's packet ever is. Each round loads programs and maps afresh, since where they come to \
+             lie makes a hot lookup up to a tenth dearer or cheaper, and takes the least of several passes: each \
              group is repeated until nothing disturbed a few of them, as far as the cost of replaying tells, or a limit is reached. Verdict, bytes and counters are checked before a time \
              counts. The *floor* parses, swaps the MACs and sends; the *unit* is one lookup in an LRU hash map with 16-byte keys, which \
              says more than nanoseconds of a machine that others use too. New flows are opened in a table that holds {MANY} others, so \
