@@ -10,7 +10,7 @@ use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 
 use super::names::Names;
-use super::{OK, Target, no_data_plane};
+use super::{OK, Target, names_of, no_data_plane};
 use crate::dataplane::connections::Connections as Maps;
 use crate::dataplane::explain::{Explainer, interfaces};
 use crate::network::interface_name;
@@ -131,15 +131,11 @@ impl Explain {
             .with_context(|| format!("--iface {wanted}: there is no such interface"))?;
         match attached.iter().find(|(attached, _)| *attached == index) {
             Some(&(_, own)) => Ok((index, wanted.clone(), own)),
-            None => {
-                let names: Vec<String> =
-                    attached.iter().filter_map(|(index, _)| interface_name(*index)).collect();
-                bail!(
-                    "--iface {wanted}: the data plane is not attached there, so it never sees the packet; it is \
-                     attached to: {}",
-                    names.join(", ")
-                )
-            }
+            None => bail!(
+                "--iface {wanted}: the data plane is not attached there, so it never sees the packet; it is \
+                 attached to: {}",
+                names_of(&attached)
+            ),
         }
     }
 

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use lb_common::InterfaceMac;
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::api::Action;
@@ -187,22 +188,15 @@ async fn dispatch(command: Command) -> Result<u8> {
 fn not_running(instance: &Instance) -> u8 {
     let name = instance.name();
     eprintln!("lb: instance `{name}` is not running (nobody answers at {})", instance.socket().display());
-    match interfaces(&instance.pins()) {
-        Ok(attached) => {
-            let names: Vec<String> =
-                attached.into_iter().filter_map(|(index, _)| interface_name(index)).collect();
-            if !names.is_empty() {
-                eprintln!(
-                    "lb: its data plane on {} goes on forwarding with the last rotation, but nobody checks the backends: \
-                     the next start takes it over, or says why it cannot; `lb detach --instance {name}` removes it",
-                    names.join(", ")
-                );
-            }
-        }
+    match interfaces(&instance.pins()).map(|attached| names_of(&attached)) {
+        Ok(names) if !names.is_empty() => eprintln!(
+            "lb: its data plane on {names} goes on forwarding with the last rotation, but nobody checks the backends: \
+             the next start takes it over, or says why it cannot; `lb detach --instance {name}` removes it"
+        ),
         Err(error) if instance.has_pins() => {
             eprintln!("lb: whether its data plane goes on forwarding cannot be seen: {error:#}");
         }
-        Err(_) => {}
+        _ => {}
     }
     NOT_RUNNING
 }
@@ -215,4 +209,10 @@ fn no_data_plane(instance: &Instance) -> u8 {
         instance.pins().display()
     );
     NOT_RUNNING
+}
+
+/// The names of the interfaces that a data plane is attached to, of those that are there.
+fn names_of(attached: &[(u32, InterfaceMac)]) -> String {
+    let names: Vec<String> = attached.iter().filter_map(|(index, _)| interface_name(*index)).collect();
+    names.join(", ")
 }

@@ -113,7 +113,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Whether nothing disturbed a pass over cases, which took these times: replaying costs as little after it as it ever did,
-    /// and did so meanwhile.
+    /// and did so meanwhile. What it costs after it counts for `least`, too.
     fn was_calm(&mut self, cases: &[Case], times: &[f64], least: &mut [f64]) -> Result<bool> {
         let mut is_calm = true;
         for ((case, time), least) in cases.iter().zip(times).zip(least) {

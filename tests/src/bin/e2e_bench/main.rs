@@ -43,7 +43,7 @@ struct Options {
     /// How often everything is measured, one peer after the other [default: 9, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Shorter runs and fewer of them: about five minutes in place of fifteen.
+    /// Shorter runs and fewer of them: about five minutes in place of twelve.
     #[arg(long)]
     quick: bool,
     /// No further round is begun, after the third, that would not end within so many minutes.
